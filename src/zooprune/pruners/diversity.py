@@ -1,0 +1,36 @@
+"""The paper's ablation without sensitivity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from zooprune.pruners.base import Pruner
+from zooprune.selection import greedy_diverse
+from zooprune.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class DiversityOnly(Pruner):
+    """Keep tokens that are unlike each other, all being worth the same.
+
+    The greedy selection of ZOO-Prune with constant weights: the first token is number 0, each further one the
+    farthest from those kept. The paper's ablation (Table 4) takes DivPrune for this row, which starts from another
+    token.
+
+    Source: arXiv 2509.24837, Eq. 6 and Table 4.
+    """
+
+    name: ClassVar[str] = "diversity"
+    source: ClassVar[str] = "ablation of ZOO-Prune, Eq. 6"
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Return ones."""
+        return torch.ones(len(tokens), device=tokens.features.device)
+
+    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
+        """Pick greedily by distance."""
+        return greedy_diverse(tokens.embeddings, scores, keep)

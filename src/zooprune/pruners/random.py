@@ -1,0 +1,35 @@
+"""The floor any method has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from zooprune.pruners.base import Pruner
+from zooprune.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class RandomPrune(Pruner):
+    """Keep tokens drawn without replacement.
+
+    Parameters
+    ----------
+    keep : int or float
+        Tokens per image, or a share of them.
+    seed : int
+        Every image is drawn for anew from this seed, so that a batch equals its rows.
+    """
+
+    name: ClassVar[str] = "random"
+    source: ClassVar[str] = "baseline"
+
+    seed: int = 0
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Return uniform draws in [0, 1), made on the CPU so that they are the same on every device."""
+        draws = torch.rand(len(tokens), generator=torch.Generator().manual_seed(self.seed))
+        return draws.to(tokens.features.device)

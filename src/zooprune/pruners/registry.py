@@ -1,0 +1,93 @@
+"""The methods that are known by name, our own and those other packages bring."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from zooprune.pruners.base import Pruner
+
+#: Other packages name their pruner classes under this entry-point group.
+ENTRY_POINTS = "zooprune.pruners"
+
+_known: dict[str, type[Pruner]] = {}
+
+
+def register(method: type[Pruner]) -> type[Pruner]:
+    """Make a method known by its name; usable as a class decorator.
+
+    Raises
+    ------
+    TypeError
+        If it is not a frozen dataclass derived from `Pruner`, lacks a name or a source, or has neither `score` nor
+        `select` of its own.
+    ValueError
+        If the name is taken.
+    """
+    if not (isinstance(method, type) and issubclass(method, Pruner)):
+        raise TypeError(f"{method!r} is not a subclass of zooprune.pruners.Pruner")
+    if "__dataclass_params__" not in vars(method) or not method.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise TypeError(f"{method.__name__} must be decorated with @dataclass(frozen=True)")
+    if not all(isinstance(getattr(method, field, None), str) for field in ("name", "source")):
+        raise TypeError(f"{method.__name__} needs the class attributes name and source")
+    if method.score is Pruner.score and method.select is Pruner.select:
+        raise TypeError(f"{method.__name__} must define score() or select()")
+    if _known.setdefault(method.name, method) is not method:
+        raise ValueError(f"a pruner named {method.name!r} is already registered; choose another name")
+    return method
+
+
+@cache
+def _load_plugins() -> None:
+    for entry in entry_points(group=ENTRY_POINTS):
+        register(entry.load())
+
+
+def list_pruners() -> tuple[str, ...]:
+    """Return the names of all methods, in the order they were registered."""
+    _load_plugins()
+    return tuple(_known)
+
+
+def pruner_class(name: str) -> type[Pruner]:
+    """Return the class of a method.
+
+    Raises
+    ------
+    ValueError
+        If there is no method of that name.
+    """
+    _load_plugins()
+    if name not in _known:
+        close = difflib.get_close_matches(name, _known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown method {name!r}; {hint}choose one of {', '.join(_known)}")
+    return _known[name]
+
+
+def get_pruner(name: str, **options: Any) -> Pruner:
+    """Return a configured method.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_pruners`.
+    **options
+        Its fields, `keep` first of all.
+
+    Raises
+    ------
+    ValueError
+        If the name or a value is not valid.
+    TypeError
+        If the method has no such option.
+    """
+    method = pruner_class(name)
+    fields = [field.name for field in dataclasses.fields(method)]
+    unknown = sorted(set(options) - set(fields))
+    if unknown:
+        raise TypeError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(fields)}")
+    return method(**options)

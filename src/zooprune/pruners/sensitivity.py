@@ -1,0 +1,26 @@
+"""The paper's ablation without diversity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from zooprune.pruners.zoo import ZooPrune
+from zooprune.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class SensitivityOnly(ZooPrune):
+    """Keep the most sensitive tokens, however alike they are.
+
+    Source: arXiv 2509.24837, Table 4, row "sensitivity". The options are those of `ZooPrune`; `fusion` has no effect.
+    """
+
+    name: ClassVar[str] = "sensitivity"
+    source: ClassVar[str] = "ablation of ZOO-Prune, Table 4"
+
+    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
+        """Pick the highest scores."""
+        return scores.sort(descending=True, stable=True).indices[:keep]

@@ -1,0 +1,107 @@
+"""ZOO-Prune: sensitivity times diversity."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from zooprune import sensitivity
+from zooprune.pruners.base import Pruner
+from zooprune.selection import greedy_diverse
+from zooprune.tokens import VisualTokens
+
+Estimator = Literal["auto", "closed_form", "jvp", "finite_difference"]
+Fusion = Literal["product", "sum"]
+
+_warned: WeakSet[torch.nn.Module] = WeakSet()
+
+
+@dataclass(frozen=True)
+class ZooPrune(Pruner):
+    """Keep the tokens whose nudging moves the projector's output most, and that are unlike each other.
+
+    Source: "ZOO-Prune: Training-Free Token Pruning via Zeroth-Order Gradient Estimation in Vision-Language Models",
+    arXiv 2509.24837, CVPR 2026.
+
+    Parameters
+    ----------
+    keep : int or float
+        Tokens per image, or a share of them.
+    estimator : {"auto", "closed_form", "jvp", "finite_difference"}
+        How to measure sensitivity. "auto" takes the cheapest exact one: the closed form for two-layer projectors,
+        directional derivatives for others. The paper's own is "finite_difference".
+    directions : int
+        Unit directions that the two sampled estimators draw (m in the paper).
+    step : float
+        Step of the finite differences (h in the paper).
+    rank : int, optional
+        For the closed form, the columns kept beside G's diagonal; for the sampled estimators, the rank both linear
+        layers are cut to.
+    seed : int
+        Seed of the directions, the same for every image.
+    fusion : {"product", "sum"}
+        "sum" is the paper's ablation (Table 4).
+    """
+
+    name: ClassVar[str] = "zoo"
+    source: ClassVar[str] = "ZOO-Prune, arXiv 2509.24837"
+
+    estimator: Estimator = "auto"
+    directions: int = 64
+    step: float = 0.01
+    rank: int | None = None
+    seed: int = 0
+    fusion: Fusion = "product"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in (("estimator", Estimator), ("fusion", Fusion)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(allowed))}")
+        for name in ("directions", "rank"):
+            value = getattr(self, name)
+            if not (name == "rank" and value is None) and (
+                isinstance(value, bool) or not isinstance(value, int) or value < 1
+            ):
+                raise ValueError(f"{name}={value!r} must be a positive int")
+        if not 0 < self.step < float("inf"):
+            raise ValueError(f"step={self.step} must be positive and finite; the paper uses 0.01")
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Return the sensitivity of each token."""
+        projector, features = tokens.projector, tokens.features
+        if self.estimator == "finite_difference":
+            return sensitivity.finite_difference(
+                projector, features, directions=self.directions, step=self.step, seed=self.seed, rank=self.rank
+            )
+        if self.estimator == "jvp":
+            return sensitivity.jvp(projector, features, directions=self.directions, seed=self.seed, rank=self.rank)
+        if self.estimator == "closed_form":
+            return sensitivity.closed_form(projector, features, rank=self.rank)
+        if sensitivity.is_linear(projector, features):
+            _warn_linear(projector)
+            return torch.ones(len(tokens), device=features.device)
+        if sensitivity.as_mlp(projector) is not None:
+            return sensitivity.closed_form(projector, features, rank=self.rank)
+        return sensitivity.jvp(projector, features, directions=self.directions, seed=self.seed)
+
+    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
+        """Pick greedily, on the embeddings the language model would read."""
+        return greedy_diverse(tokens.embeddings, scores, keep, fusion=self.fusion)
+
+
+def _warn_linear(projector: object) -> None:
+    if isinstance(projector, torch.nn.Module):
+        if projector in _warned:
+            return
+        _warned.add(projector)
+    warnings.warn(
+        "this projector is linear, so every token is equally sensitive and only diversity decides",
+        UserWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,322 @@
+"""How far a projector's output moves when a visual token is nudged: three estimators of one quantity.
+
+The sensitivity of a token x is E_u ||J(x) u|| over unit directions u, with J the projector's Jacobian (ZOO-Prune,
+arXiv 2509.24837, Eq. 2-4 and Proposition 3.1). Everything here runs in float32 whatever the model's dtype: in half
+precision a step of 0.01 is close to the spacing of the features themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+Projector = Callable[[Tensor], Tensor]
+
+#: Tokens that pass through the projector at once; bounds the memory of the sampled estimators.
+_CHUNK = 2048
+_T = TypeVar("_T")
+
+
+def finite_difference(
+    projector: Projector,
+    features: Tensor,
+    *,
+    directions: int | Tensor = 64,
+    step: float = 1e-2,
+    seed: int = 0,
+    rank: int | None = None,
+) -> Tensor:
+    """Estimate the sensitivity by central differences, as the paper does (Eq. 2-4).
+
+    Parameters
+    ----------
+    projector : callable, (..., d_vision) -> (..., d_text)
+        Applied token by token. The weights of a module are used in float32; the module itself is left as it is.
+    features : Tensor, (N, d_vision)
+        What the projector reads, in any floating dtype.
+    directions : int or Tensor, (m, d_vision)
+        How many unit directions to draw, or the unit vectors themselves. All tokens share them.
+    step : float
+        How far to nudge, in the features' own units (h in the paper).
+    seed : int
+        Seed of the drawn directions.
+    rank : int, optional
+        Replace both linear layers by their best approximation of this rank first (the paper uses 128 for LLaVA-NeXT).
+
+    Returns
+    -------
+    Tensor of float32, (N,)
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, the features are not finite, or `rank` is asked of a projector that is not
+        two linear layers with an activation between.
+    """
+    if not step > 0:
+        raise ValueError(f"step={step} must be positive; the paper uses 0.01")
+    features = _checked(features)
+    units = _unit_directions(directions, features, seed)
+    apply = _in_float32(projector) if rank is None else low_rank(projector, rank)
+    total = torch.zeros(len(features), device=features.device)
+    with torch.no_grad():
+        for rows, moved in zip(features.split(_CHUNK), total.split(_CHUNK), strict=True):
+            for unit in units:
+                ahead, behind = apply(torch.stack([rows + step * unit, rows - step * unit]))
+                moved += (ahead - behind).norm(dim=-1)
+    return total / (2 * step * len(units))
+
+
+def jvp(
+    projector: Projector, features: Tensor, *, directions: int | Tensor = 64, seed: int = 0, rank: int | None = None
+) -> Tensor:
+    """Estimate the sensitivity from exact directional derivatives: `finite_difference` with a vanishing step.
+
+    Parameters
+    ----------
+    projector : callable, (..., d_vision) -> (..., d_text)
+        Anything forward-mode differentiation can follow.
+    features : Tensor, (N, d_vision)
+    directions : int or Tensor, (m, d_vision)
+        How many unit directions to draw, or the unit vectors themselves.
+    seed : int
+        Seed of the drawn directions.
+    rank : int, optional
+        As for `finite_difference`.
+
+    Returns
+    -------
+    Tensor of float32, (N,)
+
+    Raises
+    ------
+    ValueError
+        As for `finite_difference`.
+    """
+    features = _checked(features)
+    units = _unit_directions(directions, features, seed)
+    apply = _in_float32(projector) if rank is None else low_rank(projector, rank)
+    total = torch.zeros(len(features), device=features.device)
+    # Forward-mode differentiation cannot start from tensors made in inference mode.
+    with torch.inference_mode(False), torch.no_grad():
+        for rows, moved in zip(features.clone().split(_CHUNK), total.split(_CHUNK), strict=True):
+            for unit in units.clone():
+                _, change = torch.func.jvp(apply, (rows,), (unit.expand_as(rows),))
+                moved += change.norm(dim=-1)
+    return total / len(units)
+
+
+def closed_form(projector: Projector, features: Tensor, *, rank: int | None = None) -> Tensor:
+    """Compute the root mean square of ||J u|| over all unit directions, exactly and without drawing any.
+
+    For W2 act(W1 x + b1) + b2 the Jacobian is W2 D W1 with D = diag(act'(W1 x + b1)), hence
+    E ||J u||^2 = ||J||_F^2 / d_vision = d^T G d / d_vision with d the diagonal of D and
+    G = (W1 W1^T) * (W2^T W2), elementwise. G depends on the weights alone and is kept until they change.
+
+    Parameters
+    ----------
+    projector : torch.nn.Module
+        Linear, elementwise activation without parameters, Linear.
+    features : Tensor, (N, d_vision)
+    rank : int, optional
+        Keep G as its exact diagonal plus that many columns, which is cheaper; None keeps it whole.
+
+    Returns
+    -------
+    Tensor of float32, (N,)
+
+    Raises
+    ------
+    ValueError
+        If the projector has another form; use `jvp` there.
+    """
+    features = _checked(features)
+    mlp = as_mlp(projector, features)
+    if mlp is None:
+        raise ValueError('closed_form needs Linear -> activation -> Linear; use estimator="jvp" for this projector')
+    assert isinstance(projector, nn.Module)
+    slopes = mlp.slopes(features)
+    if rank is None:
+        gram = _cached(projector, "gram", mlp.gram)
+        squared = ((slopes @ gram) * slopes).sum(-1)
+    else:
+        _positive("rank", rank)
+        residual, columns = _cached(projector, ("gram", rank), lambda: _diagonal_plus_low_rank(mlp.gram(), rank))
+        squared = slopes.square() @ residual + (slopes @ columns).square().sum(-1)
+    return (squared.clamp_min(0) / features.shape[-1]).sqrt()
+
+
+def is_linear(projector: Projector, features: Tensor) -> bool:
+    """Return whether the projector is affine, in which case every token is equally sensitive.
+
+    Tested by superposition at the scale of the features, on rows drawn from a fixed seed.
+    """
+    features = _checked(features)
+
+    def superposes() -> bool:
+        generator = torch.Generator().manual_seed(0)
+        draws = torch.randn(2, 8, features.shape[-1], generator=generator).to(features.device)
+        one, other = draws * features.std(correction=0).clamp_min(1e-6)
+        apply = _in_float32(projector)
+        with torch.no_grad():
+            sum_apart = apply(one) + apply(other)
+            sum_inside = apply(one + other) + apply(torch.zeros_like(one))
+        return bool((sum_apart - sum_inside).norm() <= 1e-4 * sum_apart.norm())
+
+    return _cached(projector, "linear", superposes) if isinstance(projector, nn.Module) else superposes()
+
+
+def low_rank(projector: Projector, rank: int) -> Projector:
+    """Return the projector with both linear layers cut to `rank` by singular value decomposition.
+
+    The decomposition is that of the weights as they are now, in float32, and is redone when they change.
+
+    Raises
+    ------
+    ValueError
+        If `rank` is not positive or the projector is not Linear -> activation -> Linear.
+    """
+    _positive("rank", rank)
+    mlp = as_mlp(projector)
+    if mlp is None:
+        raise ValueError("rank needs a projector of the form Linear -> activation -> Linear; leave it None here")
+    assert isinstance(projector, nn.Module)
+
+    def factors() -> list[tuple[Tensor, Tensor]]:
+        pairs = []
+        for weight in (mlp.weight_1, mlp.weight_2):
+            left, values, right = torch.linalg.svd(weight, full_matrices=False)
+            pairs.append((left[:, :rank] * values[:rank], right[:rank]))
+        return pairs
+
+    (left_1, right_1), (left_2, right_2) = _cached(projector, ("svd", rank), factors)
+    return lambda x: mlp.activation((x @ right_1.T) @ left_1.T + mlp.bias_1) @ right_2.T @ left_2.T + mlp.bias_2
+
+
+@dataclass(frozen=True)
+class TwoLayer:
+    """W2 act(W1 x + b1) + b2, in float32."""
+
+    weight_1: Tensor
+    bias_1: Tensor
+    activation: Callable[[Tensor], Tensor]
+    weight_2: Tensor
+    bias_2: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.activation(x @ self.weight_1.T + self.bias_1) @ self.weight_2.T + self.bias_2
+
+    def slopes(self, x: Tensor) -> Tensor:
+        """Return the activation's derivative at every hidden unit: (N, d_hidden)."""
+        with torch.inference_mode(False), torch.enable_grad():
+            hidden = (x.detach().clone() @ self.weight_1.detach().T + self.bias_1.detach()).detach().requires_grad_()
+            (slopes,) = torch.autograd.grad(self.activation(hidden).sum(), hidden)
+        return slopes
+
+    def gram(self) -> Tensor:
+        """Return G = (W1 W1^T) * (W2^T W2): (d_hidden, d_hidden), symmetric positive semi-definite."""
+        return (self.weight_1 @ self.weight_1.T) * (self.weight_2.T @ self.weight_2)
+
+
+def as_mlp(projector: Projector, features: Tensor | None = None) -> TwoLayer | None:
+    """Return the projector's two layers if that is all it is, else None.
+
+    A module qualifies by its three children and by what it computes: on probe rows it must agree with the plain
+    formula, so that a module with the same children and, say, a residual path is not mistaken for it.
+    """
+    if not isinstance(projector, nn.Module):
+        return None
+    children = list(projector.children())
+    if len(children) != 3 or not (isinstance(children[0], nn.Linear) and isinstance(children[2], nn.Linear)):
+        return None
+    first, activation, second = children
+    if any(True for _ in activation.parameters()):
+        return None
+
+    def bias(layer: nn.Linear) -> Tensor:
+        zeros = torch.zeros(layer.out_features, device=layer.weight.device)
+        return zeros if layer.bias is None else layer.bias.detach().float()
+
+    mlp = TwoLayer(
+        first.weight.detach().float(), bias(first), activation, second.weight.detach().float(), bias(second)
+    )
+    probe = torch.randn(2, first.in_features, generator=torch.Generator().manual_seed(0)).to(first.weight.device)
+    if features is not None:
+        probe = torch.cat([probe, features[:2].float()])
+    with torch.no_grad():
+        hidden = probe @ mlp.weight_1.T + mlp.bias_1
+        elementwise = torch.allclose(activation(hidden)[..., :1], activation(hidden[..., :1]), rtol=1e-4, atol=1e-6)
+        actual, plain = _in_float32(projector)(probe), mlp(probe)
+    agrees = actual.shape == plain.shape and bool((actual - plain).norm() <= 1e-4 * plain.norm() + 1e-12)
+    return mlp if elementwise and agrees else None
+
+
+def _diagonal_plus_low_rank(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return r (d,) and L (d, rank) with G ~ diag(r) + L L^T and the diagonal exact (Nystroem on a power basis)."""
+    rank = min(rank, len(gram))
+    basis = torch.randn(len(gram), rank, generator=torch.Generator().manual_seed(0)).to(gram.device)
+    for _ in range(6):
+        basis, _ = torch.linalg.qr(gram @ basis)
+    image = gram @ basis
+    values, vectors = torch.linalg.eigh(basis.T @ image)
+    safe = values.clamp_min(values.max() * 1e-6)
+    columns = image @ vectors / safe.sqrt()
+    return (gram.diagonal() - columns.square().sum(-1)).clamp_min(0), columns
+
+
+def _in_float32(projector: Projector) -> Projector:
+    """Return the projector as a function that computes in float32, its parameters left as they are."""
+    if not isinstance(projector, nn.Module):
+        return lambda x: projector(x).float()
+    tensors = {**dict(projector.named_parameters()), **dict(projector.named_buffers())}
+    upcast = {name: value.detach().float() for name, value in tensors.items() if value.is_floating_point()}
+    return lambda x: torch.func.functional_call(projector, upcast, (x,))
+
+
+def _unit_directions(directions: int | Tensor, features: Tensor, seed: int) -> Tensor:
+    """Return unit vectors (m, d_vision), drawn on the CPU so that they are the same on every device."""
+    width = features.shape[-1]
+    if isinstance(directions, Tensor):
+        if directions.ndim != 2 or directions.shape[1] != width or len(directions) == 0:
+            raise ValueError(f"directions must be (m, {width}), got {tuple(directions.shape)}")
+        return directions.to(features.device, torch.float32)
+    _positive("directions", directions)
+    drawn = torch.randn(directions, width, generator=torch.Generator().manual_seed(seed))
+    return (drawn / (drawn.norm(dim=-1, keepdim=True) + 1e-12)).to(features.device)
+
+
+def _checked(features: Tensor) -> Tensor:
+    if features.ndim != 2 or not features.is_floating_point():
+        raise ValueError(f"features must be floating point (N, d_vision), got {features.dtype} {tuple(features.shape)}")
+    features = features.detach().float()
+    if not bool(features.isfinite().all()):
+        raise ValueError("features contain NaN or infinity; check the image and the vision tower's dtype")
+    return features
+
+
+def _positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a positive int")
+
+
+_cache: WeakKeyDictionary[nn.Module, tuple[Any, dict[Any, Any]]] = WeakKeyDictionary()
+
+
+def _cached(projector: nn.Module, key: Any, build: Callable[[], _T]) -> _T:
+    """Return what `build` gives, once per projector as long as its weights stay the same."""
+    fingerprint = tuple(
+        (value.data_ptr(), 0 if value.is_inference() else value._version, value.dtype, value.device)
+        for value in projector.parameters()
+    )
+    known = _cache.get(projector)
+    if known is None or known[0] != fingerprint:
+        known = _cache[projector] = (fingerprint, {})
+    if key not in known[1]:
+        with torch.no_grad():
+            known[1][key] = build()
+    return known[1][key]
