@@ -1,0 +1,98 @@
+"""Cut a prompt to the visual tokens that stay. Nothing else in the library knows how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zooprune.families.base import PositionPolicy
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A batch of prompts, padded on the left.
+
+    Parameters
+    ----------
+    input_ids, attention_mask : Tensor of int64, (B, L)
+    position_ids : Tensor of int64, (B, L)
+    source : Tensor of int64, (B, L)
+        The column of the uncut prompt that each token stood in; -1 for padding.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    source: Tensor
+
+    def gather(self, values: Tensor, padding: int) -> Tensor:
+        """Cut something else that has one value per token of the uncut prompt, such as labels: (B, L)."""
+        return values.gather(1, self.source.clamp_min(0)).masked_fill(self.source < 0, padding)
+
+
+def check_prompt(input_ids: Tensor, attention_mask: Tensor) -> None:
+    """Raise a ValueError unless this is a batch of non-empty prompts padded on the left."""
+    if input_ids.ndim != 2 or input_ids.numel() == 0:
+        raise ValueError(f"the prompt is empty: input_ids has shape {tuple(input_ids.shape)}, expected (B, L)")
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)} must have one shape"
+        )
+    if not bool(attention_mask.any(1).all()):
+        raise ValueError("a row of attention_mask is all zeros: that prompt is empty")
+    if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):
+        raise ValueError('the prompts are not padded on the left; set processor.tokenizer.padding_side = "left"')
+
+
+def compact(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    slots: Tensor,
+    kept: Tensor,
+    *,
+    positions: PositionPolicy,
+    pad_token_id: int,
+) -> Prompt:
+    """Drop the visual tokens that are not kept and pad the batch on the left again.
+
+    Parameters
+    ----------
+    input_ids, attention_mask : Tensor of int64, (B, L)
+        The uncut prompts, padded on the left.
+    slots : Tensor of bool, (B, L)
+        Where visual tokens stand.
+    kept : Tensor of bool, (number of slots,)
+        Which of them stay, in prompt order.
+    positions : {"contiguous", "original"}
+        Whether the tokens that stay are numbered anew or keep the numbers they had.
+    pad_token_id : int
+
+    Returns
+    -------
+    Prompt
+
+    Raises
+    ------
+    ValueError
+        If `kept` and `slots` disagree.
+    """
+    if len(kept) != int(slots.sum()):
+        raise ValueError(f"the prompts have {int(slots.sum())} image placeholders but the images fill {len(kept)}")
+    present = attention_mask.bool()
+    numbers = (attention_mask.long().cumsum(1) - 1).clamp_min(0)
+    if bool(kept.all()):
+        source = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        return Prompt(input_ids, attention_mask, numbers, source.masked_fill(~present, -1))
+    stays = present.clone()
+    stays[slots] = kept
+    lengths = stays.sum(1)
+    width = int(lengths.max())
+    # A stable sort by "stays" moves what is dropped to the left and keeps the order of the rest.
+    source = stays.long().argsort(dim=1, stable=True)[:, -width:]
+    source = source.masked_fill(torch.arange(width, device=source.device) < width - lengths[:, None], -1)
+    mask = (source >= 0).to(attention_mask.dtype)
+    cut = Prompt(input_ids, mask, numbers, source)
+    renumbered = cut.gather(numbers, 0) if positions == "original" else (mask.long().cumsum(1) - 1).clamp_min(0)
+    return Prompt(cut.gather(input_ids, pad_token_id), mask, renumbered, source)

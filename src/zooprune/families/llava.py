@@ -1,0 +1,63 @@
+"""LLaVA and LLaVA-1.5: one square image, one tile, a two-layer projector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from zooprune.families.base import Encoded, Family
+from zooprune.tokens import VisualTokens
+
+
+class Llava(Family):
+    """``LlavaForConditionalGeneration`` with any vision tower and text model that the class takes."""
+
+    architecture = "LlavaForConditionalGeneration"
+    positions = "contiguous"
+    image_arguments = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+
+    def encode(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Encoded:
+        """Encode the images; the projector's input and output are read off as they pass."""
+        projector: nn.Module = model.model.multi_modal_projector
+        read: list[Tensor] = []
+        hook = projector.register_forward_hook(lambda _module, args, _output: read.append(args[0].detach()))
+        arguments = {name: inputs[name] for name in self.image_arguments if inputs.get(name) is not None}
+        try:
+            output = model.get_image_features(**arguments, return_dict=True)
+        finally:
+            hook.remove()
+        embeddings = list(output.pooler_output)
+        # Pixtral-like towers pack images of different sizes into one row, CLIP-like ones give a row each.
+        features = read[0].reshape(-1, read[0].shape[-1]).split([len(image) for image in embeddings])
+        sizes = inputs.get("image_sizes")
+        grids = [None] * len(embeddings) if sizes is None else (torch.as_tensor(sizes) // self._patch(model)).tolist()
+        images = [
+            VisualTokens(x, z, projector, _grid(len(z), grid, z.device))
+            for x, z, grid in zip(features, embeddings, grids, strict=True)
+        ]
+        return Encoded(images, type(output))
+
+    def slots(self, model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+        """Return where the image placeholder stands."""
+        return input_ids == model.config.image_token_id
+
+    @staticmethod
+    def _patch(model: PreTrainedModel) -> int:
+        return int(model.model.vision_tower.patch_size)
+
+
+def _grid(total: int, shape: list[int] | None, device: torch.device) -> Tensor:
+    """Return frame, tile, row and column of the tokens of one image, (total, 4)."""
+    columns = shape[1] if shape is not None else round(total**0.5)
+    if shape is None and columns * columns != total:
+        raise ValueError(
+            f"an image of {total} visual tokens is no square grid; "
+            'with vision_feature_select_strategy="full" and a class token, use "default"'
+        )
+    place = torch.arange(total, device=device)
+    nothing = torch.zeros_like(place)
+    return torch.stack([nothing, nothing, place // columns, place % columns], dim=-1)

@@ -1,0 +1,420 @@
+"""Prune a model's visual tokens for the length of a `with` block."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+import torch
+from packaging.version import Version
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import ModelOutput
+
+from zooprune.compaction import Prompt, check_prompt, compact
+from zooprune.families import find_family
+from zooprune.profiling import Timings, recording, stage
+from zooprune.pruners import Pruner, get_pruner
+from zooprune.tokens import Selection, VisualTokens
+
+#: The first transformers whose models take encoded images (`mm_encoder_outputs`).
+OLDEST_TRANSFORMERS = "5.18.0"
+
+Positions = Literal["auto", "contiguous", "original"]
+Scope = Literal["image", "tile", "prompt"]
+
+_REFUSED = {
+    "inputs_embeds": "the image placeholders cannot be found in embeddings; pass input_ids",
+    "past_key_values": "the images must be in the prompt that is prefilled; start without a cache",
+    "position_ids": "they are worked out from the pruned prompt; leave them out",
+    "mm_encoder_outputs": "the images are encoded here; pass pixel_values",
+    "assistant_model": "assisted generation is not supported; leave the assistant out",
+}
+
+
+def prune(
+    model: PreTrainedModel,
+    pruner: Pruner | str,
+    *,
+    positions: Positions = "auto",
+    scope: Scope = "image",
+    **options: Any,
+) -> Session:
+    """Make a model's `generate` drop the visual tokens it does not need.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A vision-language model of transformers. Only the attribute `generate` of this one instance is shadowed.
+    pruner : Pruner or str
+        A configured method, or the name of one with its options: ``prune(model, "zoo", keep=64)``.
+    positions : {"auto", "contiguous", "original"}
+        Whether kept tokens are numbered anew or keep their positions. "auto" is what suits the model family.
+    scope : {"image", "tile", "prompt"}
+        What one budget covers: an image, a tile of it, or all images of a prompt together.
+    **options
+        Fields of the method, when it is given by name.
+
+    Returns
+    -------
+    Session
+        A context manager; `close` does what leaving the block does.
+
+    Raises
+    ------
+    ImportError
+        If transformers is older than 5.18.
+    TypeError, ValueError
+        If the model, the method or an option is not valid, or the model is being pruned already.
+    """
+    return Session(model, pruner, positions=positions, scope=scope, **options)
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """What became of one image (or of all images of a prompt, with ``scope="prompt"``).
+
+    Parameters
+    ----------
+    row : int
+        The row of the batch it belongs to.
+    selection : Selection
+        On the CPU.
+    positions : Tensor of int64, (N, 4)
+        Frame, tile, row and column of every token, on the CPU.
+    """
+
+    row: int
+    selection: Selection
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one call did.
+
+    Parameters
+    ----------
+    images : tuple of ImageReport
+    prompt_length, pruned_length : int
+        Width of the batch before and after, in tokens.
+    """
+
+    images: tuple[ImageReport, ...]
+    prompt_length: int
+    pruned_length: int
+    _timings: Timings = field(default_factory=Timings, repr=False)
+
+    @property
+    def kept(self) -> int:
+        """Visual tokens that reached the language model, over the batch."""
+        return sum(len(image.selection) for image in self.images)
+
+    @property
+    def total(self) -> int:
+        """Visual tokens there were, over the batch."""
+        return sum(image.selection.total for image in self.images)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds per stage: encode, score, select, and for `generate` prefill and decode."""
+        return self._timings.seconds()
+
+
+class Session:
+    """A model under pruning; see `prune`.
+
+    Attributes
+    ----------
+    reports : list of Report
+        One for every call that had images, the latest last.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pruner: Pruner | str,
+        *,
+        positions: Positions = "auto",
+        scope: Scope = "image",
+        **options: Any,
+    ) -> None:
+        _check_transformers()
+        if isinstance(pruner, str):
+            pruner = get_pruner(pruner, **options)
+        elif options:
+            raise TypeError(f"{', '.join(options)}: set these on the pruner itself")
+        if not isinstance(pruner, Pruner):
+            raise TypeError(f"expected a Pruner or the name of one, got {type(pruner).__name__}")
+        for name, value, allowed in (("positions", positions, Positions), ("scope", scope, Scope)):
+            if value not in get_args(allowed):
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(get_args(allowed))}")
+        self._family = find_family(model)
+        if "generate" in vars(model):
+            raise ValueError("this model's generate is replaced already; close the session that prunes it first")
+        self.model, self.pruner, self.scope = model, pruner, scope
+        self.positions = self._family.positions if positions == "auto" else positions
+        self.reports: list[Report] = []
+        self._original = model.generate
+        model.generate = self._generate  # type: ignore[method-assign]
+        self._open = True
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the model its own `generate` back. Closing twice does no harm."""
+        if self._open:
+            del self.model.generate
+            self._open = False
+
+    def prepare(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what to call the model with: ``model(**session.prepare(inputs))``.
+
+        Parameters
+        ----------
+        inputs : mapping
+            What the processor returned, with `labels` if a loss is wanted. Without images it comes back as it is.
+
+        Returns
+        -------
+        dict
+            The cut `input_ids`, `attention_mask`, `position_ids` and `labels`, the kept visual tokens, and all else
+            unchanged.
+
+        Raises
+        ------
+        ValueError
+            If the prompts are empty or padded on the right, or do not fit the images.
+        """
+        inputs = dict(inputs)
+        if inputs.get("pixel_values") is None:
+            return inputs
+        self._refuse(inputs)
+        if inputs.get("input_ids") is None:
+            raise ValueError("no input_ids; pass what the processor returned")
+        prompt, encoded, report = self._cut(inputs)
+        labels = inputs.get("labels")
+        if labels is not None:
+            inputs["labels"] = prompt.gather(labels, -100)
+        for name in self._family.image_arguments:
+            inputs.pop(name, None)
+        self.reports.append(report)
+        return inputs | {
+            "input_ids": prompt.input_ids,
+            "attention_mask": prompt.attention_mask,
+            "position_ids": prompt.position_ids,
+            "mm_encoder_outputs": encoded,
+        }
+
+    def _generate(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> Tensor | ModelOutput:
+        """Stand in for `model.generate`; the caller gets its own prompt ids back."""
+        if kwargs.get("pixel_values") is None:
+            return self._original(inputs, generation_config=generation_config, **kwargs)
+        if inputs is not None:
+            kwargs["input_ids"] = inputs
+        self._refuse(kwargs)
+        if kwargs.get("input_ids") is None:
+            raise ValueError("no input_ids; pass what the processor returned")
+        prompt, encoded, report = self._cut(kwargs)
+        original = kwargs["input_ids"]
+        for name in self._family.image_arguments:
+            kwargs.pop(name, None)
+        shorter = report.prompt_length - report.pruned_length
+        kwargs |= self._shortened_lengths(generation_config, kwargs, shorter)
+        if kwargs.get("streamer") is not None:
+            kwargs["streamer"] = _OriginalPrompt(kwargs["streamer"], original)
+        clock = _FirstToken(self.model.device, report._timings)
+        kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), clock])
+        kwargs |= {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
+        if self.positions == "original":
+            kwargs["position_ids"] = prompt.position_ids
+        output = self._original(generation_config=generation_config, mm_encoder_outputs=encoded, **kwargs)
+        clock.finish()
+        self.reports.append(report)
+        return _with_prompt(output, original, report.pruned_length)
+
+    def _refuse(self, inputs: Mapping[str, Any]) -> None:
+        if not self._open:
+            raise ValueError("this session is closed; open another with prune()")
+        for name, reason in _REFUSED.items():
+            if inputs.get(name) is not None:
+                raise ValueError(f"{name} cannot be used while pruning: {reason}")
+
+    def _cut(self, inputs: Mapping[str, Any]) -> tuple[Prompt, dict[str, ModelOutput], Report]:
+        """Encode, select and cut: everything up to the language model."""
+        ids: Tensor = inputs["input_ids"]
+        mask = inputs.get("attention_mask")
+        pad = self._pad_token_id()
+        if mask is None:
+            if len(ids) > 1 and bool((ids == pad).any()):
+                raise ValueError("input_ids hold padding; pass the attention_mask that came with them")
+            mask = torch.ones_like(ids)
+        check_prompt(ids, mask)
+        if inputs["pixel_values"].device != self.model.device or ids.device != self.model.device:
+            raise ValueError(f"the model is on {self.model.device}; move the inputs there with inputs.to(model.device)")
+        timings = Timings()
+        with torch.no_grad(), recording(timings):
+            with stage("encode", ids.device):
+                encoded = self._family.encode(self.model, inputs)
+            slots = self._family.slots(self.model, ids)
+            groups = self._groups(encoded.images, slots)
+            selections = [self.pruner.select(tokens) for _, tokens in groups]
+        for tokens, selection in zip((tokens for _, tokens in groups), selections, strict=True):
+            if selection.total != len(tokens):
+                raise ValueError(f"{self.pruner} selected among {selection.total} tokens of {len(tokens)}")
+        kept = torch.cat([selection.mask for selection in selections])
+        prompt = compact(ids, mask, slots, kept.to(ids.device), positions=self.positions, pad_token_id=pad)
+        features = [
+            tokens.embeddings if selection.keeps_all else tokens.embeddings[selection.index]
+            for (_, tokens), selection in zip(groups, selections, strict=True)
+        ]
+        images = tuple(
+            ImageReport(row, _on_cpu(selection), tokens.positions.cpu())
+            for (row, tokens), selection in zip(groups, selections, strict=True)
+        )
+        report = Report(images, ids.shape[1], prompt.input_ids.shape[1], timings)
+        return prompt, {"image": encoded.output_type(pooler_output=features)}, report
+
+    def _groups(self, images: list[VisualTokens], slots: Tensor) -> list[tuple[int, VisualTokens]]:
+        """Return the row and the tokens that share a budget, in prompt order."""
+        capacity: list[int] = slots.sum(1).tolist()
+        groups: list[tuple[int, list[VisualTokens]]] = []
+        row, room = 0, capacity[0]
+        for number, tokens in enumerate(images):
+            if not bool(tokens.embeddings.isfinite().all() & tokens.features.isfinite().all()):
+                raise ValueError(
+                    f"image {number} gives NaN or infinite features; check its pixels and the model's dtype"
+                )
+            while room == 0 and row + 1 < len(capacity):
+                row, room = row + 1, capacity[row + 1]
+            room -= len(tokens)
+            if room < 0:
+                break
+            if self.scope == "prompt" and groups and groups[-1][0] == row:
+                groups[-1][1].append(tokens)
+            else:
+                groups.append((row, [tokens]))
+        if sum(len(one) for _, group in groups for one in group) != sum(capacity) or room < 0:
+            raise ValueError(
+                f"the prompts have {sum(capacity)} image placeholders but the images fill "
+                f"{sum(len(one) for one in images)}; pass the ids and pixels of the same processor call"
+            )
+        return [(row, _joined(group)) for row, group in groups]
+
+    def _pad_token_id(self) -> int:
+        for config in (self.model.generation_config, self.model.config.get_text_config()):
+            value = getattr(config, "pad_token_id", None)
+            if value is not None:
+                return int(value)
+        # Padding is masked, so any id serves.
+        return 0
+
+    def _shortened_lengths(
+        self, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any], shorter: int
+    ) -> dict[str, int]:
+        """Lower the limits that count the prompt, so that as many new tokens come as without pruning."""
+        config = generation_config or self.model.generation_config
+        lowered = {}
+        for limit, new_tokens in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            value = kwargs.get(limit, getattr(config, limit, None))
+            overruled = kwargs.get(new_tokens, getattr(config, new_tokens, None)) is not None
+            if value is not None and not overruled:
+                lowered[limit] = max(0, value - shorter)
+        return lowered
+
+
+def _joined(group: list[VisualTokens]) -> VisualTokens:
+    """Return the images of one prompt as one, numbered by frame."""
+    if len(group) == 1:
+        return group[0]
+    positions = [tokens.positions.clone() for tokens in group]
+    for frame, one in enumerate(positions):
+        one[:, 0] = frame
+    return VisualTokens(
+        torch.cat([tokens.features for tokens in group]),
+        torch.cat([tokens.embeddings for tokens in group]),
+        group[0].projector,
+        torch.cat(positions),
+    )
+
+
+def _on_cpu(selection: Selection) -> Selection:
+    scores = None if selection.scores is None else selection.scores.cpu()
+    return Selection(selection.index.cpu(), selection.total, scores)
+
+
+def _with_prompt(output: Tensor | ModelOutput, original: Tensor, width: int) -> Tensor | ModelOutput:
+    """Put the caller's prompt ids in place of the cut ones, for every beam or sample."""
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    prompts = original.repeat_interleave(len(sequences) // len(original), dim=0)
+    whole = torch.cat([prompts, sequences[:, width:]], dim=1)
+    if isinstance(output, Tensor):
+        return whole
+    output.sequences = whole
+    return output
+
+
+class _FirstToken(StoppingCriteria):
+    """Tells prefill from decode: it is asked after every token and never stops anything."""
+
+    def __init__(self, device: torch.device, timings: Timings) -> None:
+        self.device, self.timings = device, timings
+        self._marks = [self._now()]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        if len(self._marks) == 1:
+            self._marks.append(self._now())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def finish(self) -> None:
+        self._marks.append(self._now())
+        for name, start, end in zip(("prefill", "decode"), self._marks, self._marks[1:], strict=False):
+            if isinstance(start, float):
+                self.timings.add(name, end - start)
+            else:
+                self.timings.add_events(name, start, end)
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class _OriginalPrompt(BaseStreamer):
+    """Shows a streamer the caller's prompt instead of the cut one."""
+
+    def __init__(self, streamer: BaseStreamer, original: Tensor) -> None:
+        self.streamer = streamer
+        self.original: Tensor | None = original
+
+    def put(self, value: Tensor) -> None:
+        if self.original is not None:
+            value, self.original = self.original.cpu(), None
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
+def _check_transformers() -> None:
+    installed = importlib.metadata.version("transformers")
+    if Version(installed) < Version(OLDEST_TRANSFORMERS):
+        raise ImportError(
+            f"zooprune needs transformers {OLDEST_TRANSFORMERS} or newer, found {installed}; "
+            "run: pip install -U transformers"
+        )
