@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import time
 from collections.abc import Mapping
@@ -233,7 +234,14 @@ class Session:
         for name in self._family.image_arguments:
             kwargs.pop(name, None)
         shorter = report.prompt_length - report.pruned_length
-        kwargs |= self._shortened_lengths(generation_config, kwargs, shorter)
+        lowered = self._shortened_lengths(generation_config, kwargs, shorter)
+        if generation_config is None:
+            kwargs |= lowered
+        else:
+            generation_config = copy.deepcopy(generation_config)
+            for limit, value in lowered.items():
+                setattr(generation_config, limit, value)
+                kwargs.pop(limit, None)
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = _OriginalPrompt(kwargs["streamer"], original)
         clock = _FirstToken(self.model.device, report._timings)

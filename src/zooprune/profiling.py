@@ -6,8 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class Timings:
@@ -67,3 +71,34 @@ def stage(name: str, device: torch.device) -> Iterator[None]:
         began = time.perf_counter()
         yield
         timings.add(name, time.perf_counter() - began)
+
+
+def prefill_flops(config: PreTrainedConfig, tokens: int) -> int:
+    """Return the floating-point operations of reading a prompt with a dense decoder; a multiply-add counts two.
+
+    Per layer and token the query, key, value and output projections (fewer heads for keys and values where heads
+    are shared) and the feed-forward matrices (three where it is gated, as in Llama); per layer both attention
+    products over all pairs of tokens, masked ones included; the output head for the last token alone.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        The text model's configuration.
+    tokens : int
+        Prompt length, visual tokens included.
+    """
+    width, heads = config.hidden_size, config.num_attention_heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    head = getattr(config, "head_dim", None) or width // heads
+    projections = 2 * width * heads * head + 2 * width * shared * head
+    feed_forward = 3 * width * config.intermediate_size
+    attention = 2 * tokens * tokens * heads * head
+    layers = config.num_hidden_layers * (tokens * (projections + feed_forward) + attention)
+    return 2 * (layers + width * config.vocab_size)
+
+
+def kv_cache_bytes(config: PreTrainedConfig, tokens: int, dtype: torch.dtype) -> int:
+    """Return the bytes that the keys and values of `tokens` tokens take in the cache, over all layers."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head * tokens * dtype.itemsize

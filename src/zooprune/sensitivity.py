@@ -101,9 +101,9 @@ def jvp(
     features = _checked(features)
     units = _unit_directions(directions, features, seed)
     apply = _in_float32(projector) if rank is None else low_rank(projector, rank)
-    total = torch.zeros(len(features), device=features.device)
     # Forward-mode differentiation cannot start from tensors made in inference mode.
     with torch.inference_mode(False), torch.no_grad():
+        total = torch.zeros(len(features), device=features.device)
         for rows, moved in zip(features.clone().split(_CHUNK), total.split(_CHUNK), strict=True):
             for unit in units.clone():
                 _, change = torch.func.jvp(apply, (rows,), (unit.expand_as(rows),))

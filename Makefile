@@ -1,0 +1,42 @@
+# Two commands need nothing before them: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: help demo test lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    install, then ask the bundled model a question with 64 of 576 visual tokens"
+	@echo "make test    install, then run all tests"
+	@echo "make lint    install, then check style and types"
+	@echo "make format  rewrite the code in the project's style"
+	@echo "make clean   remove the environment and caches"
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo "Python 3.10 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)" && exit 2)
+	@echo "creating $(VENV) (some minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@# torch by itself first: with its exact version given, the others do not choose a build of their own.
+	@$(PIP) torch==2.13.0
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/zooprune ask
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

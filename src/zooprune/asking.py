@@ -1,0 +1,130 @@
+"""Ask a model one question twice, with all visual tokens and with the kept ones, and note what each cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from zooprune.generation import ImageReport, Report, prune
+from zooprune.profiling import kv_cache_bytes, prefill_flops
+from zooprune.pruners import Pruner, get_pruner
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer and its cost.
+
+    Parameters
+    ----------
+    text : str
+    visual_tokens, prompt_tokens : int
+        What the language model read.
+    prefill_flops, kv_cache_bytes : int
+        Of the whole prompt; see `zooprune.profiling`.
+    seconds : dict of str to float
+        Per stage: encode, score, select, prefill, decode.
+    image : ImageReport
+        Which tokens stayed, and where in the image they lie.
+    """
+
+    text: str
+    visual_tokens: int
+    prompt_tokens: int
+    prefill_flops: int
+    kv_cache_bytes: int
+    seconds: dict[str, float]
+    image: ImageReport
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same question with and without pruning."""
+
+    full: Answer
+    pruned: Answer
+    #: The image as the model saw it, resized and cropped.
+    seen: Image.Image
+
+    @property
+    def changed(self) -> bool:
+        """Whether pruning changed the answer."""
+        return self.full.text != self.pruned.text
+
+
+def ask(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    image: Image.Image,
+    question: str,
+    pruner: Pruner,
+    *,
+    max_new_tokens: int = 64,
+) -> Comparison:
+    """Answer a question about an image with all visual tokens and with those `pruner` keeps.
+
+    Parameters
+    ----------
+    model, processor
+        A supported vision-language model and what prepares its inputs.
+    image : PIL.Image.Image
+        RGB.
+    question : str
+    pruner : Pruner
+    max_new_tokens : int
+        Length of the answers at most.
+
+    Returns
+    -------
+    Comparison
+    """
+    inputs = build_inputs(processor, image, question).to(model.device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    everything = get_pruner("random", keep=1.0)
+    # The first call pays for allocations that are none of the method's cost.
+    with prune(model, pruner):
+        model.generate(**inputs, max_new_tokens=1)
+    return Comparison(
+        _answer(model, processor, inputs, everything, max_new_tokens),
+        _answer(model, processor, inputs, pruner, max_new_tokens),
+        _seen(processor, inputs["pixel_values"][0]),
+    )
+
+
+def build_inputs(processor: ProcessorMixin, image: Image.Image, question: str) -> Any:
+    """Return the model's inputs for one question, with the processor's chat template or else LLaVA-1.5's prompt."""
+    if processor.chat_template is None:
+        return processor(text=[f"USER: <image>\n{question} ASSISTANT:"], images=[image], return_tensors="pt")
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return processor(text=[text], images=[image], return_tensors="pt")
+
+
+def _seen(processor: ProcessorMixin, pixels: Tensor) -> Image.Image:
+    """Undo the processor's normalisation of one image (3, H, W)."""
+    mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
+    colours = pixels.float().cpu() * std.view(3, 1, 1) + mean.view(3, 1, 1)
+    return Image.fromarray((colours * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+def _answer(
+    model: PreTrainedModel, processor: ProcessorMixin, inputs: Any, pruner: Pruner, max_new_tokens: int
+) -> Answer:
+    with torch.no_grad(), prune(model, pruner) as session:
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    report: Report = session.reports[-1]
+    text = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    config = model.config.get_text_config()
+    return Answer(
+        text,
+        report.kept,
+        report.pruned_length,
+        prefill_flops(config, report.pruned_length),
+        kv_cache_bytes(config, report.pruned_length, model.dtype),
+        report.seconds,
+        report.images[0],
+    )

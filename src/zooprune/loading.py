@@ -1,0 +1,75 @@
+"""Load a model by hub id or folder."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from zooprune.bundled import load_bundled
+from zooprune.families import find_family
+
+#: The name of the model that ships with the package.
+BUNDLED = "bundled"
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a vision-language model and its processor.
+
+    Parameters
+    ----------
+    name : str
+        "bundled", a folder, or an id on the Hugging Face hub. Weights must be safetensors, and code that comes with
+        a checkpoint is never run.
+    dtype : {"auto", "float32", "bfloat16", "float16"}
+        "auto" takes what the checkpoint was saved in.
+    device : str
+        "auto" takes a GPU where there is one; else a device of torch, such as "cpu" or "cuda:1".
+
+    Raises
+    ------
+    ValueError
+        If the model cannot be found, is not a supported vision-language model, or dtype or device are not to be had.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    target = _device(device)
+    if name == BUNDLED:
+        model, processor = load_bundled()
+        if dtype != "auto":
+            model.to(DTYPES[dtype])
+    else:
+        model, processor = _load_checkpoint(name, dtype)
+    find_family(model)
+    return model.to(target).eval(), processor
+
+
+def _load_checkpoint(name: str, dtype: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"cannot load model {name!r} ({reason}); give {BUNDLED!r}, a folder with a checkpoint or a hub id"
+        ) from None
+    if not hasattr(config, "vision_config"):
+        raise ValueError(f"{name} is a text-only model ({config.model_type}); give a vision-language model")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=DTYPES[dtype], use_safetensors=True)
+        # The Pillow image processors need no torchvision and are the ones the figures were measured with.
+        processor = AutoProcessor.from_pretrained(name, backend="pil")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load model {name!r}: {str(error).splitlines()[0]}") from None
+    return model, processor
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}; use auto, cpu or cuda") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no GPU is available to torch here; use --device cpu")
+    return chosen

@@ -1,0 +1,105 @@
+"""Show what was kept: the image with dropped patches dimmed, beside the map of scores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from zooprune.generation import ImageReport
+
+_SIDE = 504
+_MARGIN = 16
+_INK, _PAPER = (25, 28, 36), (255, 255, 255)
+#: Anchors of a map from low to high, dark violet to yellow, that greyscale and colour-blind readers can follow.
+_COLOURS = np.array([(48, 18, 80), (110, 40, 130), (190, 60, 110), (240, 120, 70), (253, 231, 76)], dtype=np.float64)
+
+
+def draw_kept(image: Image.Image, report: ImageReport, caption: str, *, scores_label: str) -> Image.Image:
+    """Return the picture of one pruned image.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        As the model saw it, RGB.
+    report : ImageReport
+        What a session reported of it.
+    caption : str
+        Text under the pictures, one line per line.
+    scores_label : str
+        What the scores are, for the legend.
+    """
+    rows, columns = (int(report.positions[:, axis].max()) + 1 for axis in (2, 3))
+    place = report.positions[:, 2] * columns + report.positions[:, 3]
+    kept = np.zeros(rows * columns, dtype=bool)
+    kept[place.numpy()] = report.selection.mask.numpy()
+    height = round(_SIDE * image.height / image.width)
+    shown = image.resize((_SIDE, height), Image.Resampling.LANCZOS)
+    panels = [_dim(shown, kept.reshape(rows, columns))]
+    headings = [f"kept {len(report.selection)} of {report.selection.total} visual tokens"]
+    if report.selection.scores is not None:
+        scores = np.zeros(rows * columns)
+        scores[place.numpy()] = _ranks(report.selection.scores.double().numpy())
+        panels.append(_heat(shown, scores.reshape(rows, columns)))
+        headings.append(f"{scores_label}, by rank")
+    return _page(panels, headings, caption, legend=len(panels) > 1)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG; an older file stays until the new one is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        picture.save(temporary, "PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _dim(image: Image.Image, kept: np.ndarray) -> Image.Image:
+    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float64) * 0.25 + 25
+    mask = np.asarray(Image.fromarray(kept).resize(image.size, Image.Resampling.NEAREST))
+    return Image.fromarray(np.where(mask[..., None], np.asarray(image), grey).astype(np.uint8))
+
+
+def _heat(image: Image.Image, scores: np.ndarray) -> Image.Image:
+    smooth = np.asarray(Image.fromarray(scores.astype(np.float32)).resize(image.size, Image.Resampling.NEAREST))
+    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None]
+    return Image.fromarray((0.7 * _colour(smooth) + 0.3 * grey).clip(0, 255).astype(np.uint8))
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """Return each score's share of lower scores, in [0, 1]: a few extreme tokens do not hide the rest."""
+    ordered = np.sort(scores)
+    return np.searchsorted(ordered, scores) / max(1, len(scores) - 1)
+
+
+def _colour(values: np.ndarray) -> np.ndarray:
+    at = np.linspace(0, 1, len(_COLOURS))
+    return np.stack([np.interp(values, at, channel) for channel in _COLOURS.T], axis=-1)
+
+
+def _page(panels: list[Image.Image], headings: list[str], caption: str, *, legend: bool) -> Image.Image:
+    font = ImageFont.load_default(17)
+    line = 26
+    lines = caption.splitlines()
+    top = _MARGIN + line
+    width = _MARGIN + sum(panel.width + _MARGIN for panel in panels)
+    bottom = top + panels[0].height
+    page = Image.new("RGB", (width, bottom + _MARGIN + line * len(lines) + _MARGIN), _PAPER)
+    pencil = ImageDraw.Draw(page)
+    left = _MARGIN
+    for panel, heading in zip(panels, headings, strict=True):
+        pencil.text((left, _MARGIN - 4), heading, fill=_INK, font=font)
+        page.paste(panel, (left, top))
+        left += panel.width + _MARGIN
+    if legend:
+        bar = _colour(np.tile(np.linspace(0, 1, 110), (12, 1))).astype(np.uint8)
+        right = width - _MARGIN
+        pencil.text((right - 212, _MARGIN - 4), "low", fill=_INK, font=font)
+        page.paste(Image.fromarray(bar), (right - 176, _MARGIN + 1))
+        pencil.text((right - 58, _MARGIN - 4), "high", fill=_INK, font=font)
+    for number, text in enumerate(lines):
+        pencil.text((_MARGIN, bottom + _MARGIN - 4 + number * line), text, fill=_INK, font=font)
+    return page

@@ -1,0 +1,158 @@
+"""Tiny models built from configurations; nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+from transformers.utils import logging as transformers_logging
+
+from zooprune.tokens import VisualTokens
+
+IMAGE, PAD, BOS = 3, 0, 1
+GRID = 6
+
+
+@pytest.fixture(autouse=True)
+def deprecation_is_failure() -> Iterator[None]:
+    """Fail a test during which transformers logs that something is going away."""
+    messages: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "deprecat" in record.getMessage().lower():
+                messages.append(record.getMessage())
+
+    listener = Listener()
+    transformers_logging.get_logger("transformers").addHandler(listener)
+    with warnings.catch_warnings():
+        yield
+    transformers_logging.get_logger("transformers").removeHandler(listener)
+    assert not messages, messages
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests, visibly, where there is no GPU."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def clip_llama() -> LlavaForConditionalGeneration:
+    """LLaVA-1.5 in small: CLIP with a class token, Llama."""
+    vision = CLIPVisionConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=14 * GRID,
+        patch_size=14, projection_dim=24,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=None,
+    )  # fmt: skip
+    return _llava(vision, text, strategy="default", layer=-2)
+
+
+def siglip_qwen2() -> LlavaForConditionalGeneration:
+    """LLaVA with other parts: SigLIP without class token, Qwen2 with shared key heads."""
+    vision = SiglipVisionConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=14 * GRID,
+        patch_size=14, vision_use_head=False,
+    )  # fmt: skip
+    text = Qwen2Config(
+        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=None,
+    )  # fmt: skip
+    return _llava(vision, text, strategy="full", layer=-1)
+
+
+def _llava(vision, text, strategy: str, layer: int) -> LlavaForConditionalGeneration:
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        image_token_index=IMAGE,
+        vision_feature_select_strategy=strategy,
+        vision_feature_layer=layer,
+        image_seq_length=GRID * GRID,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    # Random weights of the usual scale barely tell images apart; larger ones make every test sharper.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    return model
+
+
+MODELS = {"clip-llama": clip_llama, "siglip-qwen2": siglip_qwen2}
+
+
+@pytest.fixture(params=list(MODELS))
+def model(request: pytest.FixtureRequest) -> LlavaForConditionalGeneration:
+    """Each tiny model in turn."""
+    return MODELS[request.param]()
+
+
+@pytest.fixture
+def llava() -> LlavaForConditionalGeneration:
+    """One tiny model, where the variant does not matter."""
+    return clip_llama()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt: how many images it has and how much text around them."""
+
+    images: int
+    text: int
+
+
+def make_inputs(*rows: Row, seed: int = 0) -> dict[str, Tensor]:
+    """Return left-padded inputs for prompts with different random images."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = []
+    for row in rows:
+        pieces = [torch.tensor([BOS])]
+        for _ in range(row.images):
+            pieces += [torch.full((GRID * GRID,), IMAGE), torch.randint(5, 60, (2,), generator=generator)]
+        prompts.append(torch.cat([*pieces, torch.randint(5, 60, (row.text,), generator=generator)]))
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(rows), width), PAD)
+    mask = torch.zeros(len(rows), width, dtype=torch.int64)
+    for number, prompt in enumerate(prompts):
+        ids[number, width - len(prompt) :] = prompt
+        mask[number, width - len(prompt) :] = 1
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    count = sum(row.images for row in rows)
+    if count:
+        inputs["pixel_values"] = torch.randn(count, 3, 14 * GRID, 14 * GRID, generator=generator)
+    return inputs
+
+
+@pytest.fixture
+def tokens() -> VisualTokens:
+    """Thirty random tokens and a two-layer projector."""
+    torch.manual_seed(1)
+    projector = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 20))
+    features = torch.randn(30, 16)
+    place = torch.arange(30)
+    positions = torch.stack([place * 0, place * 0, place // 6, place % 6], dim=-1)
+    return VisualTokens(features, projector(features).detach(), projector, positions)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from test_sensitivity import golden, golden_projector
+from torch import nn
+
+from zooprune import ZooPrune, get_pruner, list_pruners, sensitivity
+from zooprune.pruners import Pruner, pruner_class, register, registry
+from zooprune.tokens import VisualTokens
+
+GOLDEN = np.load(Path(__file__).parent / "data" / "zoo_sensitivity.npz")
+
+
+@pytest.mark.parametrize("name", list_pruners())
+@pytest.mark.parametrize("keep", [1, 7, 30, 99, 0.25, 1.0])
+def test_every_method_keeps_its_budget(name, keep, tokens):
+    selection = get_pruner(name, keep=keep).select(tokens)
+    expected = min(keep, 30) if isinstance(keep, int) else round(keep * 30)
+    assert len(selection) == expected
+    assert selection.total == 30
+    assert selection.scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", list_pruners())
+def test_every_method_repeats_itself_and_touches_nothing(name, tokens):
+    before = tokens.features.clone(), tokens.embeddings.clone(), torch.get_rng_state()
+    first = get_pruner(name, keep=9).select(tokens)
+    torch.testing.assert_close(first.index, get_pruner(name, keep=9).select(tokens).index, rtol=0, atol=0)
+    after = tokens.features, tokens.embeddings, torch.get_rng_state()
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", list_pruners())
+def test_every_method_is_a_frozen_documented_dataclass(name):
+    method = pruner_class(name)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method().keep = 3
+    assert method.__doc__ and method.source
+
+
+@pytest.mark.parametrize("case", range(int(GOLDEN["num_cases"])), ids=lambda n: str(GOLDEN[f"case{n}_name"]))
+def test_zoo_end_to_end_keeps_what_the_official_code_keeps_in_float32(case, monkeypatch):
+    data = golden(case)
+    projector, features = golden_projector(data), torch.tensor(data["features"])
+    raw = torch.tensor(data["directions_raw"])
+    units = raw / (raw.norm(dim=-1, keepdim=True) + 1e-12)
+    monkeypatch.setattr(sensitivity, "_unit_directions", lambda *_: units)
+    total = len(features)
+    tokens = VisualTokens(features, torch.tensor(data["z32"]), projector, torch.zeros(total, 4, dtype=torch.int64))
+    pruner = ZooPrune(keep=int(data["k"]), estimator="finite_difference", step=float(data["h"]))
+    index = pruner.select(tokens).index.numpy()
+    # Twins have one place between them: either may be taken.
+    twins = data["tie_class"]
+    assert sorted(twins[index]) == sorted(twins[data["kept_sorted"]])
+
+
+def test_zoo_takes_the_closed_form_where_it_can(tokens):
+    torch.testing.assert_close(
+        ZooPrune().score(tokens), sensitivity.closed_form(tokens.projector, tokens.features), rtol=0, atol=0
+    )
+    other = nn.Sequential(nn.LayerNorm(16), tokens.projector)
+    general = dataclasses.replace(tokens, projector=other)
+    torch.testing.assert_close(ZooPrune().score(general), sensitivity.jvp(other, tokens.features), rtol=0, atol=0)
+
+
+def test_a_linear_projector_is_said_so_once(tokens):
+    flat = dataclasses.replace(tokens, projector=nn.Linear(16, 20))
+    with pytest.warns(UserWarning, match="linear") as caught:
+        assert ZooPrune().score(flat).tolist() == [1.0] * 30
+        ZooPrune().score(flat)
+    assert len(caught) == 1
+
+
+def test_fusions_differ(tokens):
+    product, total = (set(ZooPrune(keep=9, fusion=f).select(tokens).index.tolist()) for f in ("product", "sum"))
+    assert product != total
+
+
+def test_the_ablations_do_what_they_say(tokens):
+    scores = ZooPrune().score(tokens)
+    best = scores.argsort(descending=True)[:5].sort().values
+    assert torch.equal(get_pruner("sensitivity", keep=5).select(tokens).index, best)
+    assert get_pruner("diversity", keep=1).select(tokens).index.tolist() == [0]
+    drawn = [tuple(get_pruner("random", keep=5, seed=seed).select(tokens).index.tolist()) for seed in range(5)]
+    assert len(set(drawn)) > 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keep": 0}, {"keep": 2.5}, {"estimator": "guess"}, {"fusion": "max"}, {"directions": 0}, {"step": 0.0},
+        {"step": float("nan")}, {"rank": 0}, {"rank": 1.5}, {"directions": True},
+    ],
+)  # fmt: skip
+def test_bad_options_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ZooPrune(**options)
+
+
+def test_unknown_names_and_options_are_explained():
+    with pytest.raises(ValueError, match="did you mean 'random'"):
+        get_pruner("randon")
+    with pytest.raises(TypeError, match="it has keep"):
+        get_pruner("random", estimator="jvp")
+
+
+def test_other_packages_bring_methods(tokens, monkeypatch):
+    @dataclass(frozen=True)
+    class LastTokens(Pruner):
+        """Keep the last tokens."""
+
+        name: ClassVar[str] = "last"
+        source: ClassVar[str] = "a test"
+
+        def score(self, tokens):
+            return torch.arange(len(tokens)).float()
+
+    class Entry:
+        @staticmethod
+        def load():
+            return LastTokens
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry] if group == "zooprune.pruners" else [])
+    monkeypatch.setattr(registry, "_known", dict(registry._known))
+    registry._load_plugins.cache_clear()
+    assert get_pruner("last", keep=2).select(tokens).index.tolist() == [28, 29]
+    assert "last" in list_pruners()
+    registry._load_plugins.cache_clear()
+
+
+def test_registration_is_checked():
+    @dataclass(frozen=True)
+    class Named(Pruner):
+        name: ClassVar[str] = "zoo"
+        source: ClassVar[str] = "a test"
+
+        def score(self, tokens):
+            return torch.ones(len(tokens))
+
+    @dataclass(frozen=True)
+    class Empty(Pruner):
+        name: ClassVar[str] = "empty"
+        source: ClassVar[str] = "a test"
+
+    class Plain(Named):
+        name = "plain"
+
+    with pytest.raises(ValueError, match="already"):
+        register(Named)
+    for wrong in (Empty, Plain, int):
+        with pytest.raises(TypeError):
+            register(wrong)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zooprune.selection import greedy_diverse, rescale
+
+GOLDEN = np.load(Path(__file__).parent / "data" / "zoo_sads.npz")
+
+
+@pytest.mark.parametrize("weights", ["importance", "weights01"])
+@pytest.mark.parametrize("case", range(int(GOLDEN["num_cases"])), ids=lambda n: str(GOLDEN[f"case{n}_name"]))
+def test_the_official_order(case, weights):
+    """Raw and rescaled weights give the same picks, which are the official ones."""
+    embeddings, worth = (torch.tensor(GOLDEN[f"case{case}_{name}"]) for name in ("features", weights))
+    picked = greedy_diverse(embeddings, worth, int(GOLDEN[f"case{case}_k"]))
+    assert picked.tolist() == GOLDEN[f"case{case}_kept_order"].tolist()
+
+
+def reference(embeddings: np.ndarray, weights: np.ndarray, keep: int, fusion: str) -> list[int]:
+    """Return the definition, written out: no running maximum, all in float64."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    spread = weights.max() - weights.min()
+    worth = (weights - weights.min()) / (spread + 1e-8) if spread else np.ones_like(weights)
+    picked = [int(worth.argmax())]
+    while len(picked) < keep:
+        distance = 1 - cosine[:, picked].max(1)
+        score = worth * distance if fusion == "product" else worth + distance
+        score[picked] = -np.inf
+        picked.append(int(score.argmax()))
+    return picked
+
+
+@st.composite
+def problems(draw):
+    total = draw(st.integers(2, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return rng.standard_normal((total, 8)), rng.random(total), draw(st.integers(1, total))
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.sampled_from(["product", "sum"]))
+def test_it_is_the_definition(problem, fusion):
+    embeddings, weights, keep = problem
+    picked = greedy_diverse(torch.tensor(embeddings), torch.tensor(weights), keep, fusion=fusion)
+    # The least sensitive token has weight 0 and may tie with others at the very end of a product.
+    assert picked.tolist() == reference(embeddings, weights, keep, fusion)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems())
+def test_fewer_picks_are_the_first_picks(problem):
+    embeddings, weights, keep = (torch.tensor(problem[0]), torch.tensor(problem[1]), problem[2])
+    everything = greedy_diverse(embeddings, weights, len(weights))
+    assert sorted(everything.tolist()) == list(range(len(weights)))
+    assert torch.equal(greedy_diverse(embeddings, weights, keep), everything[:keep])
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems(), st.floats(0.1, 10), st.sampled_from([0.5, 2.0, 8.0]))
+def test_scales_do_not_matter(problem, weight_scale, embedding_scale):
+    embeddings, weights, keep = torch.tensor(problem[0]).float(), torch.tensor(problem[1]), problem[2]
+    plain = greedy_diverse(embeddings, weights, keep)
+    assert torch.equal(greedy_diverse(embeddings * embedding_scale, weights, keep), plain)
+    # The 1e-8 in the rescaling is not quite scale-free, so the order may change where weights are nearly zero.
+    assert greedy_diverse(embeddings, weights * weight_scale, 1) == plain[0]
+
+
+def test_constant_weights_leave_diversity_alone():
+    embeddings = torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [-1, 0]])
+    assert greedy_diverse(embeddings, torch.full((4,), 7.0), 3).tolist() == [0, 3, 2]
+
+
+def test_ties_go_to_the_lowest_index():
+    same = torch.ones(6, 3)
+    assert greedy_diverse(same, torch.ones(6), 6).tolist() == [0, 1, 2, 3, 4, 5]
+    assert greedy_diverse(torch.eye(4), torch.tensor([0.0, 1, 1, 1]), 3).tolist() == [1, 2, 3]
+
+
+def test_zero_embeddings_are_like_nothing():
+    embeddings = torch.tensor([[1.0, 0], [0, 0], [1, 0]])
+    assert greedy_diverse(embeddings, torch.ones(3), 2).tolist() == [0, 1]
+
+
+def test_excluded_tokens_are_never_picked():
+    weights = torch.tensor([3.0, -torch.inf, 1.0, 2.0])
+    assert greedy_diverse(torch.eye(4), weights, 4).tolist() == [0, 3, 2]
+    with pytest.raises(ValueError, match="excluded"):
+        greedy_diverse(torch.eye(2), torch.full((2,), -torch.inf), 1)
+
+
+def test_rescaling_leaves_the_excluded_out():
+    assert rescale(torch.tensor([2.0, -torch.inf, 4.0])).tolist() == pytest.approx([0, -np.inf, 1])
+    assert rescale(torch.tensor([5.0, 5.0])).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "weights", "keep"),
+    [
+        (torch.ones(3, 2), torch.ones(4), 1),
+        (torch.ones(3), torch.ones(3), 1),
+        (torch.ones(3, 2), torch.ones(3), 0),
+        (torch.ones(3, 2), torch.tensor([1.0, float("nan"), 2]), 1),
+    ],
+)
+def test_bad_input_is_refused(embeddings, weights, keep):
+    with pytest.raises(ValueError, match=r"disagree|keep|NaN"):
+        greedy_diverse(embeddings, weights, keep)
+
+
+def test_half_precision_is_decided_in_float32():
+    generator = torch.Generator().manual_seed(5)
+    embeddings, weights = torch.randn(50, 16, generator=generator).bfloat16(), torch.rand(50, generator=generator)
+    assert torch.equal(greedy_diverse(embeddings, weights, 20), greedy_diverse(embeddings.float(), weights, 20))
