@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import GRID, IMAGE, MODELS, Row, make_inputs
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
+from conftest import GRID, IMAGE, MODELS, Row, make_inputs
 from zooprune import ZooPrune, list_pruners, prune
 from zooprune.pruners import Pruner
 from zooprune.tokens import Selection

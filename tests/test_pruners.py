@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from test_sensitivity import golden, golden_projector
 from torch import nn
 
+from test_sensitivity import golden, golden_projector
 from zooprune import ZooPrune, get_pruner, list_pruners, sensitivity
 from zooprune.pruners import Pruner, pruner_class, register, registry
 from zooprune.tokens import VisualTokens

@@ -1,6 +1,6 @@
 """Write a training checkpoint as the model that ships with the package.
 
-    python training/export.py runs/bundled
+python training/export.py runs/bundled
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import torch
-from model import build_model, build_processor
 from safetensors.torch import load_file
 
 import zooprune.bundled
+from model import build_model, build_processor
 
 FOLDER = Path(zooprune.bundled.__file__).parent / "model"
 

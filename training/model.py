@@ -50,9 +50,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_processor() -> LlavaProcessor:
     """Return the processor: CLIP's image preparation at 336 pixels and the tokenizer above."""
     return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-        ),
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}),
         tokenizer=build_tokenizer(),
         patch_size=PATCH,
         vision_feature_select_strategy="default",

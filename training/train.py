@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from data import IGNORED, QUESTIONS, Examples
-from model import build_model, build_processor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from data import IGNORED, QUESTIONS, Examples
+from model import build_model, build_processor
 from zooprune.bundled.questions import KINDS
 from zooprune.bundled.scenes import SIDE
 from zooprune.bundled.vocabulary import COLOURS, NAMES

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
 
 from zooprune.generation import ImageReport, Report, prune
 from zooprune.profiling import kv_cache_bytes, prefill_flops
@@ -57,8 +56,8 @@ class Comparison:
 
 
 def ask(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
+    model: Any,
+    processor: Any,
     image: Image.Image,
     question: str,
     pruner: Pruner,
@@ -95,7 +94,7 @@ def ask(
     )
 
 
-def build_inputs(processor: ProcessorMixin, image: Image.Image, question: str) -> Any:
+def build_inputs(processor: Any, image: Image.Image, question: str) -> Any:
     """Return the model's inputs for one question, with the processor's chat template or else LLaVA-1.5's prompt."""
     if processor.chat_template is None:
         return processor(text=[f"USER: <image>\n{question} ASSISTANT:"], images=[image], return_tensors="pt")
@@ -104,16 +103,14 @@ def build_inputs(processor: ProcessorMixin, image: Image.Image, question: str) -
     return processor(text=[text], images=[image], return_tensors="pt")
 
 
-def _seen(processor: ProcessorMixin, pixels: Tensor) -> Image.Image:
+def _seen(processor: Any, pixels: Tensor) -> Image.Image:
     """Undo the processor's normalisation of one image (3, H, W)."""
     mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
     colours = pixels.float().cpu() * std.view(3, 1, 1) + mean.view(3, 1, 1)
     return Image.fromarray((colours * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
-def _answer(
-    model: PreTrainedModel, processor: ProcessorMixin, inputs: Any, pruner: Pruner, max_new_tokens: int
-) -> Answer:
+def _answer(model: Any, processor: Any, inputs: Any, pruner: Pruner, max_new_tokens: int) -> Answer:
     with torch.no_grad(), prune(model, pruner) as session:
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     report: Report = session.reports[-1]

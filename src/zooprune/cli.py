@@ -152,9 +152,7 @@ def _save(path: Path, question: str, result: Comparison, method: str) -> None:
     save_picture(drawn, path)
 
 
-def _as_json(
-    result: Comparison, question: str, method: str, expected: str | None, save: Path | None
-) -> dict[str, Any]:
+def _as_json(result: Comparison, question: str, method: str, expected: str | None, save: Path | None) -> dict[str, Any]:
     def plain(answer: Answer) -> dict[str, Any]:
         fields = {key: value for key, value in vars(answer).items() if key != "image"}
         return fields | {"kept": answer.image.selection.index.tolist()}

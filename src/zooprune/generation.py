@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -161,8 +161,8 @@ class Session:
         self.model, self.pruner, self.scope = model, pruner, scope
         self.positions = self._family.positions if positions == "auto" else positions
         self.reports: list[Report] = []
-        self._original = model.generate
-        model.generate = self._generate  # type: ignore[method-assign]
+        self._original: Callable[..., Tensor | ModelOutput] = getattr(model, "generate")  # noqa: B009
+        model.__dict__["generate"] = self._generate
         self._open = True
 
     def __enter__(self) -> Session:
@@ -176,7 +176,7 @@ class Session:
     def close(self) -> None:
         """Give the model its own `generate` back. Closing twice does no harm."""
         if self._open:
-            del self.model.generate
+            del self.model.__dict__["generate"]
             self._open = False
 
     def prepare(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -366,12 +366,12 @@ def _on_cpu(selection: Selection) -> Selection:
 
 def _with_prompt(output: Tensor | ModelOutput, original: Tensor, width: int) -> Tensor | ModelOutput:
     """Put the caller's prompt ids in place of the cut ones, for every beam or sample."""
-    sequences = output if isinstance(output, Tensor) else output.sequences
+    sequences: Tensor = output if isinstance(output, Tensor) else output["sequences"]
     prompts = original.repeat_interleave(len(sequences) // len(original), dim=0)
     whole = torch.cat([prompts, sequences[:, width:]], dim=1)
     if isinstance(output, Tensor):
         return whole
-    output.sequences = whole
+    output["sequences"] = whole
     return output
 
 

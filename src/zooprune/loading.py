@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
@@ -34,17 +36,18 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> tuple
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     target = _device(device)
-    if name == BUNDLED:
-        model, processor = load_bundled()
-        if dtype != "auto":
-            model.to(DTYPES[dtype])
-    else:
-        model, processor = _load_checkpoint(name, dtype)
+    model, processor = _load_bundled(dtype) if name == BUNDLED else _load_checkpoint(name, dtype)
     find_family(model)
-    return model.to(target).eval(), processor
+    return model.to(device=target).eval(), processor
 
 
-def _load_checkpoint(name: str, dtype: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+def _load_bundled(dtype: str) -> tuple[Any, ProcessorMixin]:
+    model: Any
+    model, processor = load_bundled()
+    return (model if dtype == "auto" else model.to(dtype=DTYPES[dtype])), processor
+
+
+def _load_checkpoint(name: str, dtype: str) -> tuple[Any, ProcessorMixin]:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:

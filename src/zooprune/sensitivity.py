@@ -106,7 +106,7 @@ def jvp(
         total = torch.zeros(len(features), device=features.device)
         for rows, moved in zip(features.clone().split(_CHUNK), total.split(_CHUNK), strict=True):
             for unit in units.clone():
-                _, change = torch.func.jvp(apply, (rows,), (unit.expand_as(rows),))
+                change = torch.func.jvp(apply, (rows,), (unit.expand_as(rows),))[1]
                 moved += change.norm(dim=-1)
     return total / len(units)
 
@@ -209,6 +209,7 @@ class TwoLayer:
     bias_2: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Apply the projector: (..., d_vision) -> (..., d_text)."""
         return self.activation(x @ self.weight_1.T + self.bias_1) @ self.weight_2.T + self.bias_2
 
     def slopes(self, x: Tensor) -> Tensor:
@@ -232,19 +233,17 @@ def as_mlp(projector: Projector, features: Tensor | None = None) -> TwoLayer | N
     if not isinstance(projector, nn.Module):
         return None
     children = list(projector.children())
-    if len(children) != 3 or not (isinstance(children[0], nn.Linear) and isinstance(children[2], nn.Linear)):
+    if len(children) != 3:
         return None
     first, activation, second = children
-    if any(True for _ in activation.parameters()):
+    if not (isinstance(first, nn.Linear) and isinstance(second, nn.Linear)) or list(activation.parameters()):
         return None
 
     def bias(layer: nn.Linear) -> Tensor:
         zeros = torch.zeros(layer.out_features, device=layer.weight.device)
         return zeros if layer.bias is None else layer.bias.detach().float()
 
-    mlp = TwoLayer(
-        first.weight.detach().float(), bias(first), activation, second.weight.detach().float(), bias(second)
-    )
+    mlp = TwoLayer(first.weight.detach().float(), bias(first), activation, second.weight.detach().float(), bias(second))
     probe = torch.randn(2, first.in_features, generator=torch.Generator().manual_seed(0)).to(first.weight.device)
     if features is not None:
         probe = torch.cat([probe, features[:2].float()])

@@ -7,12 +7,16 @@ come equally often, counts and colours are even, and names are drawn from all th
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from zooprune.bundled.scenes import SIDE, Scene, Thing
-from zooprune.bundled.vocabulary import COLOURED, NAMES, PLACES, plural
+from zooprune.bundled.vocabulary import NAMES, PLACES, plural
+
+_T = TypeVar("_T")
 
 #: The kinds of question, in the order the tables show them.
 KINDS = ("existence", "place", "relation", "colour", "count", "sign", "digit")
@@ -42,7 +46,7 @@ def ask_about(scene: Scene, kind: str, rng: np.random.Generator) -> Question | N
     return _ASK[kind](scene, counts, unique, rng)
 
 
-def _pick(options, rng: np.random.Generator):
+def _pick(options: Sequence[_T], rng: np.random.Generator) -> _T:
     return options[int(rng.integers(len(options)))]
 
 
@@ -50,7 +54,7 @@ def _a(name: str) -> str:
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
-def _existence(scene: Scene, counts: Counter, unique: list[Thing], rng) -> Question | None:
+def _existence(scene: Scene, counts: Counter[str], unique: list[Thing], rng: np.random.Generator) -> Question | None:
     present = bool(rng.random() < 0.5)
     names = [name for name in NAMES if (name in counts) == present]
     if not names:
@@ -59,7 +63,7 @@ def _existence(scene: Scene, counts: Counter, unique: list[Thing], rng) -> Quest
     return Question("existence", template.format(_a(_pick(names, rng))), "yes" if present else "no")
 
 
-def _place(scene: Scene, counts: Counter, unique: list[Thing], rng) -> Question | None:
+def _place(scene: Scene, counts: Counter[str], unique: list[Thing], rng: np.random.Generator) -> Question | None:
     side = scene.image.width
     inside: dict[int, list[Thing]] = {}
     near_border = set()
@@ -82,7 +86,7 @@ def _place(scene: Scene, counts: Counter, unique: list[Thing], rng) -> Question 
     return Question("place", f"what is in the {PLACES[cell]}?", inside[cell][0].name)
 
 
-def _relation(scene: Scene, counts: Counter, unique: list[Thing], rng) -> Question | None:
+def _relation(scene: Scene, counts: Counter[str], unique: list[Thing], rng: np.random.Generator) -> Question | None:
     if len(unique) < 2:
         return None
     one, other = (unique[i] for i in rng.permutation(len(unique))[:2])
@@ -96,7 +100,7 @@ def _relation(scene: Scene, counts: Counter, unique: list[Thing], rng) -> Questi
     return Question("relation", f"is the {one.name} {words[before]} the {other.name}?", "yes" if holds else "no")
 
 
-def _colour(scene: Scene, counts: Counter, unique: list[Thing], rng) -> Question | None:
+def _colour(scene: Scene, counts: Counter[str], unique: list[Thing], rng: np.random.Generator) -> Question | None:
     coloured = [thing for thing in unique if thing.colour]
     if not coloured:
         return None
@@ -104,7 +108,7 @@ def _colour(scene: Scene, counts: Counter, unique: list[Thing], rng) -> Question
     return Question("colour", f"what colour is the {thing.name}?", str(thing.colour))
 
 
-def _count(scene: Scene, counts: Counter, unique: list[Thing], rng) -> Question | None:
+def _count(scene: Scene, counts: Counter[str], unique: list[Thing], rng: np.random.Generator) -> Question | None:
     countable = [name for name in counts if name not in ("sign", "digit") and counts[name] <= 4]
     if not countable:
         return None
@@ -114,11 +118,11 @@ def _count(scene: Scene, counts: Counter, unique: list[Thing], rng) -> Question 
     return Question("count", f"how many {plural(name)} are there?", str(number))
 
 
-def _sign(scene: Scene, counts: Counter, unique: list[Thing], rng) -> Question | None:
+def _sign(scene: Scene, counts: Counter[str], unique: list[Thing], rng: np.random.Generator) -> Question | None:
     return _reading(unique, "sign", "what does the sign say?")
 
 
-def _digit(scene: Scene, counts: Counter, unique: list[Thing], rng) -> Question | None:
+def _digit(scene: Scene, counts: Counter[str], unique: list[Thing], rng: np.random.Generator) -> Question | None:
     return _reading(unique, "digit", "what digit is written?")
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import string
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -122,14 +123,14 @@ class _Drawn:
     glyphs: tuple[tuple[int, int, int, int], ...] = ()
 
 
-def _plan(rng: np.random.Generator, split: Split, side: int):
+def _plan(rng: np.random.Generator, split: Split, side: int) -> list[Callable[[np.random.Generator], _Drawn]]:
     """Decide what the scene will hold, largest first so that everything finds room."""
     share = (side / SIDE) ** 2
-    places = []
+    places: list[Callable[[np.random.Generator], _Drawn]] = []
     if rng.random() < 0.75:
-        places.append(lambda rng: _sign(rng, split))
+        places.append(partial(_sign, split=split))
     if rng.random() < 0.6:
-        places.append(lambda rng: _digit(rng, split))
+        places.append(partial(_digit, split=split))
     every = [*THINGS, *COLOURED]
     names = [every[i] for i in rng.permutation(len(every))]
     coloured = [name for name in names if name in COLOURED]
@@ -139,9 +140,7 @@ def _plan(rng: np.random.Generator, split: Split, side: int):
     copies = int(rng.integers(1, 5))
     repeated = names[0]
     chosen += [name for name in names if name not in chosen and name != repeated][: max(0, wanted - len(chosen))]
-    for name in [repeated] * copies + chosen:
-        places.append(lambda rng, name=name: _object(rng, name))
-    return places
+    return places + [partial(_object, name=name) for name in [repeated] * copies + chosen]
 
 
 def _background(rng: np.random.Generator, split: Split, side: int) -> Image.Image:
@@ -185,7 +184,7 @@ def _sign(rng: np.random.Generator, split: Split) -> _Drawn:
     ink = (15, 15, 15) if sum(board) > 420 else (250, 250, 250)
     font = _font(FONTS[int(rng.integers(len(FONTS)))], int(rng.integers(24, 31)))
     spacing = int(rng.integers(2, 5))
-    boxes = [font.getbbox(character) for character in text]
+    boxes = [tuple(int(edge) for edge in font.getbbox(character)) for character in text]
     top, bottom = min(box[1] for box in boxes), max(box[3] for box in boxes)
     margin = int(rng.integers(7, 11))
     left, glyphs = margin, []

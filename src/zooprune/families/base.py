@@ -46,7 +46,7 @@ class Family(ABC):
     image_arguments: tuple[str, ...]
 
     @abstractmethod
-    def encode(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(self, model: Any, inputs: Mapping[str, Any]) -> Encoded:
         """Encode the images among `inputs` with the model's own tower and projector."""
 
     @abstractmethod

@@ -20,7 +20,7 @@ class Llava(Family):
     positions = "contiguous"
     image_arguments = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
 
-    def encode(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(self, model: Any, inputs: Mapping[str, Any]) -> Encoded:
         """Encode the images; the projector's input and output are read off as they pass."""
         projector: nn.Module = model.model.multi_modal_projector
         read: list[Tensor] = []
