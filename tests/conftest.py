@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,39 +11,56 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
+    MistralConfig,
+    PixtralVisionConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipVisionConfig,
 )
 from transformers.utils import logging as transformers_logging
 
+from zooprune import load_bundled
 from zooprune.tokens import VisualTokens
 
 IMAGE, PAD, BOS = 3, 0, 1
 GRID = 6
 
 
+class Deprecations(logging.Handler):
+    """Notes what transformers logs about things that are going away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecat" in record.getMessage().lower():
+            self.messages.append(record.getMessage())
+
+
+# It listens from the start, because each message is logged once only: perhaps while a shared fixture is made.
+deprecations = Deprecations()
+transformers_logging.get_logger("transformers").addHandler(deprecations)
+
+
 @pytest.fixture(autouse=True)
 def deprecation_is_failure() -> Iterator[None]:
-    """Fail a test during which transformers logs that something is going away."""
-    messages: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if "deprecat" in record.getMessage().lower():
-                messages.append(record.getMessage())
-
-    listener = Listener()
-    transformers_logging.get_logger("transformers").addHandler(listener)
-    with warnings.catch_warnings():
-        yield
-    transformers_logging.get_logger("transformers").removeHandler(listener)
-    assert not messages, messages
+    """Fail a test before or during which transformers logs that something is going away."""
+    transformers_logging.set_verbosity_warning()
+    yield
+    messages, deprecations.messages = deprecations.messages, []
+    assert not messages
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,6 +91,19 @@ def siglip_qwen2() -> LlavaForConditionalGeneration:
         patch_size=14, vision_use_head=False,
     )  # fmt: skip
     text = Qwen2Config(
+        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=None,
+    )  # fmt: skip
+    return _llava(vision, text, strategy="full", layer=-1)
+
+
+def pixtral_mistral() -> LlavaForConditionalGeneration:
+    """LLaVA with images of different sizes."""
+    vision = PixtralVisionConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=14 * GRID,
+        patch_size=14,
+    )  # fmt: skip
+    text = MistralConfig(
         vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=None,
     )  # fmt: skip
@@ -147,6 +176,24 @@ def make_inputs(*rows: Row, seed: int = 0) -> dict[str, Tensor]:
     return inputs
 
 
+def make_processor() -> LlavaProcessor:
+    """Return the processor of `clip_llama`, whose words are "w5" to "w59"."""
+    words = ["<pad>", "<s>", "<unk>", "<image>", "</s>", *(f"w{number}" for number in range(5, 60))]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", unk_token="<unk>", eos_token="</s>",
+        additional_special_tokens=["<image>"], padding_side="left",
+    )  # fmt: skip
+    side = 14 * GRID
+    images = CLIPImageProcessorPil(size={"height": side, "width": side}, crop_size={"height": side, "width": side})
+    return LlavaProcessor(
+        images, fast, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template="{% for m in messages %}{% for c in m.content %}"
+        "{{ '<image> ' if c.type == 'image' else c.text }}{% endfor %}{% endfor %}",
+    )  # fmt: skip
+
+
 @pytest.fixture
 def tokens() -> VisualTokens:
     """Thirty random tokens and a two-layer projector."""
@@ -156,3 +203,9 @@ def tokens() -> VisualTokens:
     place = torch.arange(30)
     positions = torch.stack([place * 0, place * 0, place // 6, place % 6], dim=-1)
     return VisualTokens(features, projector(features).detach(), projector, positions)
+
+
+@pytest.fixture(scope="session")
+def bundled():
+    """The bundled model and its processor; tests must leave them as they are."""
+    return load_bundled()

@@ -8,10 +8,23 @@ from typing import ClassVar
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, TextStreamer
+from PIL import Image
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    MinLengthLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    pipeline,
+)
 from transformers.generation.streamers import BaseStreamer
 
-from conftest import GRID, IMAGE, MODELS, Row, make_inputs
+from conftest import GRID, IMAGE, MODELS, Row, make_inputs, make_processor
 from zooprune import ZooPrune, list_pruners, prune
 from zooprune.pruners import Pruner
 from zooprune.tokens import Selection
@@ -130,18 +143,20 @@ MODES = {
     "no cache": {"use_cache": False},
     "samples": {"do_sample": True, "num_return_sequences": 3},
     "dictionary": {"return_dict_in_generate": True},
+    "penalties": {"repetition_penalty": 3.0, "no_repeat_ngram_size": 2},
 }
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("keep", [1.0, 7])
-def test_every_way_of_generating_gives_the_prompt_back(llava, mode, keep):
+@pytest.mark.parametrize("positions", ["contiguous", "original"])
+def test_every_way_of_generating_gives_the_prompt_back(llava, mode, keep, positions):
     inputs = make_inputs(Row(1, 6), Row(2, 3))
     options = {"do_sample": False} | MODES[mode] | {"max_new_tokens": NEW}
     torch.manual_seed(0)
     plain = llava.generate(**inputs, **options)
     torch.manual_seed(0)
-    with prune(llava, ZooPrune(keep=keep)):
+    with prune(llava, ZooPrune(keep=keep), positions=positions):
         pruned = llava.generate(**inputs, **options)
     if mode == "dictionary":
         plain, pruned = plain.sequences, pruned.sequences
@@ -162,8 +177,17 @@ def test_ways_of_caching_do_not_change_the_answer(llava, mode, positions):
     assert torch.equal(greedy, other)
 
 
-@pytest.mark.parametrize("where", ["argument", "config", "model"])
-def test_limits_that_count_the_prompt_still_count_all_of_it(llava, where):
+@pytest.mark.parametrize("positions", ["contiguous", "original"])
+def test_looking_tokens_up_in_the_prompt_does_not_change_the_answer(llava, positions):
+    inputs = make_inputs(Row(2, 6))
+    with prune(llava, ZooPrune(keep=7), positions=positions):
+        greedy = llava.generate(**inputs, max_new_tokens=9, do_sample=False)
+        assert torch.equal(greedy, llava.generate(**inputs, max_new_tokens=9, prompt_lookup_num_tokens=3))
+
+
+@pytest.mark.parametrize("where", ["argument", "config", "model", "model and another config"])
+@pytest.mark.parametrize("keep", [1.0, 7])
+def test_limits_that_count_the_prompt_still_count_all_of_it(llava, where, keep):
     inputs = make_inputs(Row(1, 6))
     limit = inputs["input_ids"].shape[1] + 3
     options = {}
@@ -173,8 +197,89 @@ def test_limits_that_count_the_prompt_still_count_all_of_it(llava, where):
         options = {"generation_config": GenerationConfig(max_length=limit, pad_token_id=0)}
     else:
         llava.generation_config.max_length = limit
-    with prune(llava, ZooPrune(keep=7)):
+    if where == "model and another config":
+        options = {"generation_config": GenerationConfig(do_sample=False)}
+    before = [config.to_dict() for config in (llava.generation_config, *options.values()) if config != limit]
+    with prune(llava, ZooPrune(keep=keep)):
         assert llava.generate(**inputs, **options).shape[1] == limit
+    assert before == [config.to_dict() for config in (llava.generation_config, *options.values()) if config != limit]
+
+
+def test_without_a_limit_as_many_tokens_come_as_ever(llava):
+    inputs = make_inputs(Row(1, 6))
+    plain = llava.generate(**inputs)
+    with prune(llava, ZooPrune(keep=7)):
+        assert llava.generate(**inputs).shape == plain.shape
+
+
+def test_a_shortest_length_counts_the_whole_prompt(llava):
+    inputs = make_inputs(Row(1, 6))
+    width = inputs["input_ids"].shape[1]
+    with prune(llava, ZooPrune(keep=7)):
+        # The first token that would come ends the answer, unless it must be longer.
+        first = int(llava.generate(**inputs, max_new_tokens=1)[0, -1])
+        short = llava.generate(**inputs, max_new_tokens=9, eos_token_id=first)
+        longer = llava.generate(**inputs, max_new_tokens=9, eos_token_id=first, min_length=width + 4)
+        by_hand = llava.generate(
+            **inputs, max_new_tokens=9, eos_token_id=first,
+            logits_processor=LogitsProcessorList([MinLengthLogitsProcessor(width + 4, first)]),
+        )  # fmt: skip
+    assert short.shape[1] == width + 1
+    assert longer.shape[1] >= width + 4 and first not in longer[0, width : width + 4]
+    assert torch.equal(longer, by_hand)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 3}])
+def test_what_the_caller_passes_in_sees_the_whole_prompt(llava, options):
+    inputs = make_inputs(Row(1, 6), Row(2, 3))
+    width = inputs["input_ids"].shape[1]
+    seen = []
+
+    def look(ids):
+        seen.append(ids.shape[1] - width)
+        copies = len(ids) // 2
+        assert torch.equal(ids[:, :width], inputs["input_ids"].repeat_interleave(copies, dim=0))
+
+    class Processor(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            look(input_ids)
+            return scores
+
+    class Criterion(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            look(input_ids)
+            return torch.full((len(input_ids),), input_ids.shape[1] >= width + 3)
+
+    with prune(llava, ZooPrune(keep=7)):
+        output = llava.generate(
+            **inputs, max_new_tokens=9, logits_processor=LogitsProcessorList([Processor()]),
+            stopping_criteria=StoppingCriteriaList([Criterion()]), **options,
+        )  # fmt: skip
+        assert output.shape[1] == width + 3
+        limited = llava.generate(**inputs, stopping_criteria=StoppingCriteriaList([MaxLengthCriteria(width + 2)]))
+    assert seen == [0, 1, 1, 2, 2, 3]
+    assert limited.shape[1] == width + 2
+
+
+def test_pipelines_need_no_change(llava):
+    processor = make_processor()
+    ask = pipeline("image-text-to-text", model=llava, processor=processor)
+    pictures = [Image.new("RGB", (50, 30), colour) for colour in ("red", "navy")]
+    chats = [
+        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "w7 w8"}]}]
+        for picture in pictures
+    ]
+    options = {"max_new_tokens": NEW, "return_full_text": False, "generate_kwargs": {"do_sample": False}}
+    plain = ask(text=chats, **options)
+    with prune(llava, ZooPrune(keep=1.0)):
+        assert ask(text=chats, **options) == plain
+    with prune(llava, ZooPrune(keep=7)) as session:
+        answers = [answer[0]["generated_text"] for answer in ask(text=chats, **options)]
+        for answer, picture in zip(answers, pictures, strict=True):
+            inputs = processor(text="<image> w7 w8", images=picture, return_tensors="pt")
+            ids = llava.generate(**inputs, max_new_tokens=NEW, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+            assert answer.strip() == processor.decode(ids, skip_special_tokens=True)
+    assert [report.kept for report in session.reports] == [7, 7, 7, 7]
 
 
 def test_the_first_positional_argument_is_the_prompt(llava):
@@ -201,7 +306,6 @@ def test_a_streamer_sees_the_whole_prompt(llava):
         out = llava.generate(**inputs, max_new_tokens=NEW, streamer=listener)
     assert listener.heard.pop() == "end"
     assert torch.equal(torch.cat(listener.heard), out[0])
-    assert issubclass(TextStreamer, BaseStreamer)
 
 
 def test_prompts_without_images_pass_through(llava):
@@ -317,6 +421,12 @@ def pad_right(inputs):
     inputs["attention_mask"] = inputs["attention_mask"].roll(-3, dims=1)
 
 
+def one_slot_to_the_other_row(inputs):
+    first, second = inputs["input_ids"]
+    first[(first == IMAGE).nonzero()[0]] = 7
+    second[-1] = IMAGE
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -329,6 +439,10 @@ def pad_right(inputs):
         (lambda inputs: inputs.update(input_ids=inputs["input_ids"][:, :0]), "empty"),
         (lambda inputs: inputs.update(position_ids=torch.zeros(2, 45)), "position_ids"),
         (lambda inputs: inputs.update(inputs_embeds=torch.zeros(2, 45, 32)), "inputs_embeds"),
+        (lambda inputs: inputs.update(past_key_values=DynamicCache()), "without a cache"),
+        (lambda inputs: inputs.update(assistant_model=object()), "assistant"),
+        (lambda inputs: inputs.update(prefix_allowed_tokens_fn=lambda row, ids: [5]), "logits_processor"),
+        (one_slot_to_the_other_row, "image 0 fills 36 placeholders but prompt 0 has 35"),
         (lambda inputs: inputs.update(pixel_values=inputs["pixel_values"].to("meta")), "move the inputs"),
     ],
 )  # fmt: skip

@@ -62,8 +62,9 @@ def label_patches(scene: Scene, ids: dict[str, int]) -> PatchLabels:
 class Examples(Dataset):
     """Example `i` is scene `first + i` of a split."""
 
-    def __init__(self, tokenizer, split: Split, side: int, first: int, count: int) -> None:
-        self.tokenizer, self.split, self.side, self.first, self.count = tokenizer, split, side, first, count
+    def __init__(self, tokenizer, split: Split, side: int, first: int, count: int, signs: int | None = None) -> None:
+        self.tokenizer, self.split, self.side, self.signs = tokenizer, split, side, signs
+        self.first, self.count = first, count
         self.ids = tokenizer.get_vocab()
         self.cue = tokenizer("ASSISTANT:", add_special_tokens=False).input_ids
 
@@ -72,7 +73,7 @@ class Examples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         seed = self.first + index
-        scene = draw_scene(seed, self.split, self.side)
+        scene = draw_scene(seed, self.split, self.side, self.signs)
         labels = label_patches(scene, self.ids)
         present = np.zeros(len(NAMES), dtype=np.float32)
         present[[NAMES.index(thing.name) for thing in scene.things]] = 1

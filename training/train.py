@@ -25,12 +25,17 @@ from data import IGNORED, QUESTIONS, Examples
 from model import build_model, build_processor
 from zooprune.bundled.questions import KINDS
 from zooprune.bundled.scenes import SIDE
-from zooprune.bundled.vocabulary import COLOURS, NAMES
+from zooprune.bundled.vocabulary import CHARACTERS, COLOURS, NAMES
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training at one image size; `answers` says whether the language model takes part."""
+    """A stretch of training at one image size.
+
+    `answers` says whether the language model takes part, `character` how much a patch that shows a character weighs,
+    `signs` how many signs a scene has if not one or none, and `horizon` lays the cosine of the learning rate out over
+    more steps than are taken.
+    """
 
     name: str
     side: int
@@ -38,12 +43,17 @@ class Stage:
     batch: int
     rate: float
     answers: bool
+    character: float = 1.0
+    signs: int | None = None
+    horizon: int | None = None
 
 
 STAGES = (
     Stage("tower", side=168, steps=2600, batch=32, rate=1e-3, answers=False),
-    Stage("answers", side=168, steps=1700, batch=32, rate=1e-3, answers=True),
-    Stage("full size", side=SIDE, steps=600, batch=16, rate=7e-4, answers=True),
+    Stage("answers", side=168, steps=1208, batch=32, rate=1e-3, answers=True, horizon=1700),
+    Stage("characters", side=168, steps=500, batch=32, rate=8e-4, answers=False, character=6.0, signs=4),
+    Stage("reading", side=168, steps=800, batch=32, rate=8e-4, answers=True, character=3.0),
+    Stage("full size", side=SIDE, steps=450, batch=16, rate=6e-4, answers=True, character=3.0),
 )
 WARMUP = 100
 #: Most patches show nothing; they should not drown the rest.
@@ -77,6 +87,8 @@ class Trainer:
         self.device = device
         tokenizer = self.processor.tokenizer
         self.nothing = tokenizer.convert_tokens_to_ids("nothing")
+        spelt = [piece for one in CHARACTERS for piece in (one, f"##{one}")]
+        self.characters = torch.tensor(tokenizer.convert_tokens_to_ids(spelt), device=device)
         self.prefix = torch.tensor(tokenizer("USER:").input_ids, device=device)
         self.masks: dict[int, Tensor] = {}
 
@@ -92,16 +104,20 @@ class Trainer:
         seen = self.model.model.vision_tower(images, interpolate_pos_encoding=small)
         return self.model.model.multi_modal_projector(seen.last_hidden_state[:, 1:]), seen.pooler_output
 
-    def patch_loss(self, visual: Tensor, pooled: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def patch_loss(self, visual: Tensor, pooled: Tensor, batch: dict[str, Tensor], character: float) -> Tensor:
         """Every visual token says the word for what it shows, in the language model's own embedding."""
         words = self.model.get_input_embeddings().weight
         weight = torch.ones(len(words), device=self.device)
         weight[self.nothing] = NOTHING_WEIGHT
+        weight[self.characters] = character
         loss = F.cross_entropy((visual @ words.T).flatten(0, 1).float(), batch["name"].flatten(), weight=weight)
         shown = batch["name"].flatten() != self.nothing
         for kind in ("colour", "order", "centre"):
-            logits = getattr(self.probes, kind)(visual).flatten(0, 1)[shown].float()
-            loss = loss + 0.5 * F.cross_entropy(logits, batch[kind].flatten()[shown])
+            those = shown
+            if kind == "order" and character > 1:
+                those = batch["order"].flatten() > 0
+            logits = getattr(self.probes, kind)(visual).flatten(0, 1)[those].float()
+            loss = loss + 0.5 * F.cross_entropy(logits, batch[kind].flatten()[those])
         present = self.probes.present(pooled).float()
         return loss + F.binary_cross_entropy_with_logits(present, batch["present"])
 
@@ -135,7 +151,7 @@ class Trainer:
 
     def loss(self, batch: dict[str, Tensor], stage: Stage, generator: torch.Generator) -> dict[str, Tensor]:
         visual, pooled = self.see(batch["pixels"])
-        losses = {"patch": self.patch_loss(visual, pooled, batch)}
+        losses = {"patch": self.patch_loss(visual, pooled, batch, stage.character)}
         if stage.answers:
             draws = torch.rand(2, len(visual), generator=generator).to(self.device)
             stretch = torch.where(draws[0] < 0.5, 1.0, 0.1 + 0.9 * draws[1])
@@ -216,7 +232,7 @@ def learning_rate(stage: Stage, step: int) -> float:
     if step < WARMUP:
         return stage.rate * (step + 1) / WARMUP
     floor = 0.0 if stage is STAGES[-1] else 0.3
-    progress = (step - WARMUP) / max(1, stage.steps - WARMUP)
+    progress = (step - WARMUP) / max(1, (stage.horizon or stage.steps) - WARMUP)
     return stage.rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
@@ -242,8 +258,8 @@ def main() -> None:
         if done < before + stage.steps:
             skip = max(0, done - before)
             left = (stage.steps - skip) * stage.batch
-            train = Examples(tokenizer, "train", stage.side, images_before + skip * stage.batch, left)
-            held_out = Examples(tokenizer, "test", stage.side, VALIDATION_FIRST, VALIDATION_SCENES)
+            train = Examples(tokenizer, "train", stage.side, images_before + skip * stage.batch, left, stage.signs)
+            held_out = Examples(tokenizer, "test", stage.side, VALIDATION_FIRST, VALIDATION_SCENES, stage.signs)
             loader = DataLoader(train, stage.batch, num_workers=arguments.workers, prefetch_factor=8)
             checking = DataLoader(held_out, stage.batch)
             run_stage(stage, trainer, optimizer, loader, checking, arguments.out, before, skip)

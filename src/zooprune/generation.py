@@ -13,7 +13,14 @@ from typing import Any, Literal, get_args
 import torch
 from packaging.version import Version
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
@@ -35,6 +42,7 @@ _REFUSED = {
     "position_ids": "they are worked out from the pruned prompt; leave them out",
     "mm_encoder_outputs": "the images are encoded here; pass pixel_values",
     "assistant_model": "assisted generation is not supported; leave the assistant out",
+    "prefix_allowed_tokens_fn": "it would see the pruned prompt; write a logits_processor instead",
 }
 
 
@@ -47,6 +55,11 @@ def prune(
     **options: Any,
 ) -> Session:
     """Make a model's `generate` drop the visual tokens it does not need.
+
+    The call stays as it was: the ids that come back start with the caller's prompt, limits on the length count all of
+    it, and a streamer, logits processors and stopping criteria that are passed in see it whole. What transformers adds
+    by itself, such as a repetition penalty, looks at the pruned ids, which differ only in how often the image token
+    occurs. Calls without images pass through.
 
     Parameters
     ----------
@@ -133,7 +146,7 @@ class Session:
     Attributes
     ----------
     reports : list of Report
-        One for every call that had images, the latest last.
+        One for every call that had images, the latest last; some kilobytes for each image. Clear it in a long run.
     """
 
     def __init__(
@@ -230,11 +243,11 @@ class Session:
         if kwargs.get("input_ids") is None:
             raise ValueError("no input_ids; pass what the processor returned")
         prompt, encoded, report = self._cut(kwargs)
-        original = kwargs["input_ids"]
+        whole = _WholePrompt(kwargs["input_ids"], report.pruned_length)
         for name in self._family.image_arguments:
             kwargs.pop(name, None)
         shorter = report.prompt_length - report.pruned_length
-        lowered = self._shortened_lengths(generation_config, kwargs, shorter)
+        lowered = self._lowered_limits(generation_config, kwargs, shorter)
         if generation_config is None:
             kwargs |= lowered
         else:
@@ -243,16 +256,23 @@ class Session:
                 setattr(generation_config, limit, value)
                 kwargs.pop(limit, None)
         if kwargs.get("streamer") is not None:
-            kwargs["streamer"] = _OriginalPrompt(kwargs["streamer"], original)
+            kwargs["streamer"] = _WholeStreamer(kwargs["streamer"], whole)
+        if kwargs.get("logits_processor"):
+            processors = [_WholeProcessor(processor, whole) for processor in kwargs["logits_processor"]]
+            kwargs["logits_processor"] = LogitsProcessorList(processors)
+        criteria = [_WholeCriterion(criterion, whole) for criterion in kwargs.get("stopping_criteria") or ()]
         clock = _FirstToken(self.model.device, report._timings)
-        kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), clock])
+        kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, clock])
         kwargs |= {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
         if self.positions == "original":
             kwargs["position_ids"] = prompt.position_ids
         output = self._original(generation_config=generation_config, mm_encoder_outputs=encoded, **kwargs)
         clock.finish()
         self.reports.append(report)
-        return _with_prompt(output, original, report.pruned_length)
+        if isinstance(output, Tensor):
+            return whole(output)
+        output["sequences"] = whole(output["sequences"])
+        return output
 
     def _refuse(self, inputs: Mapping[str, Any]) -> None:
         if not self._open:
@@ -267,7 +287,7 @@ class Session:
         mask = inputs.get("attention_mask")
         pad = self._pad_token_id()
         if mask is None:
-            if len(ids) > 1 and bool((ids == pad).any()):
+            if pad is not None and bool((ids == pad).any()):
                 raise ValueError("input_ids hold padding; pass the attention_mask that came with them")
             mask = torch.ones_like(ids)
         check_prompt(ids, mask)
@@ -284,7 +304,8 @@ class Session:
             if selection.total != len(tokens):
                 raise ValueError(f"{self.pruner} selected among {selection.total} tokens of {len(tokens)}")
         kept = torch.cat([selection.mask for selection in selections])
-        prompt = compact(ids, mask, slots, kept.to(ids.device), positions=self.positions, pad_token_id=pad)
+        # Padding is masked, so any id serves where the model names none.
+        prompt = compact(ids, mask, slots, kept.to(ids.device), positions=self.positions, pad_token_id=pad or 0)
         features = [
             tokens.embeddings if selection.keeps_all else tokens.embeddings[selection.index]
             for (_, tokens), selection in zip(groups, selections, strict=True)
@@ -298,48 +319,54 @@ class Session:
 
     def _groups(self, images: list[VisualTokens], slots: Tensor) -> list[tuple[int, VisualTokens]]:
         """Return the row and the tokens that share a budget, in prompt order."""
-        capacity: list[int] = slots.sum(1).tolist()
+        room: list[int] = slots.sum(1).tolist()
+        filled = sum(len(tokens) for tokens in images)
+        if filled != sum(room):
+            raise ValueError(
+                f"the prompts have {sum(room)} image placeholders but the images fill {filled}; "
+                "pass the ids and pixels of the same processor call"
+            )
         groups: list[tuple[int, list[VisualTokens]]] = []
-        row, room = 0, capacity[0]
+        row = 0
         for number, tokens in enumerate(images):
             if not bool(tokens.embeddings.isfinite().all() & tokens.features.isfinite().all()):
                 raise ValueError(
                     f"image {number} gives NaN or infinite features; check its pixels and the model's dtype"
                 )
-            while room == 0 and row + 1 < len(capacity):
-                row, room = row + 1, capacity[row + 1]
-            room -= len(tokens)
-            if room < 0:
-                break
+            while room[row] == 0:
+                row += 1
+            if len(tokens) > room[row]:
+                raise ValueError(
+                    f"image {number} fills {len(tokens)} placeholders but prompt {row} has {room[row]} left for it; "
+                    "pass the ids and pixels of the same processor call"
+                )
+            room[row] -= len(tokens)
             if self.scope == "prompt" and groups and groups[-1][0] == row:
                 groups[-1][1].append(tokens)
             else:
                 groups.append((row, [tokens]))
-        if sum(len(one) for _, group in groups for one in group) != sum(capacity) or room < 0:
-            raise ValueError(
-                f"the prompts have {sum(capacity)} image placeholders but the images fill "
-                f"{sum(len(one) for one in images)}; pass the ids and pixels of the same processor call"
-            )
         return [(row, _joined(group)) for row, group in groups]
 
-    def _pad_token_id(self) -> int:
+    def _pad_token_id(self) -> int | None:
         for config in (self.model.generation_config, self.model.config.get_text_config()):
             value = getattr(config, "pad_token_id", None)
             if value is not None:
                 return int(value)
-        # Padding is masked, so any id serves.
-        return 0
+        return None
 
-    def _shortened_lengths(
+    def _lowered_limits(
         self, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any], shorter: int
     ) -> dict[str, int]:
         """Lower the limits that count the prompt, so that as many new tokens come as without pruning."""
-        config = generation_config or self.model.generation_config
+
+        def given(name: str) -> int | None:
+            sources = (getattr(generation_config, name, None), getattr(self.model.generation_config, name, None))
+            return next((value for value in (kwargs.get(name), *sources) if value is not None), None)
+
         lowered = {}
         for limit, new_tokens in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            value = kwargs.get(limit, getattr(config, limit, None))
-            overruled = kwargs.get(new_tokens, getattr(config, new_tokens, None)) is not None
-            if value is not None and not overruled:
+            value = given(limit)
+            if shorter and value is not None and given(new_tokens) is None:
                 lowered[limit] = max(0, value - shorter)
         return lowered
 
@@ -364,15 +391,53 @@ def _on_cpu(selection: Selection) -> Selection:
     return Selection(selection.index.cpu(), selection.total, scores)
 
 
-def _with_prompt(output: Tensor | ModelOutput, original: Tensor, width: int) -> Tensor | ModelOutput:
-    """Put the caller's prompt ids in place of the cut ones, for every beam or sample."""
-    sequences: Tensor = output if isinstance(output, Tensor) else output["sequences"]
-    prompts = original.repeat_interleave(len(sequences) // len(original), dim=0)
-    whole = torch.cat([prompts, sequences[:, width:]], dim=1)
-    if isinstance(output, Tensor):
-        return whole
-    output["sequences"] = whole
-    return output
+@dataclass(frozen=True)
+class _WholePrompt:
+    """Puts the caller's prompts back in place of the cut ones, which are `width` ids long."""
+
+    prompts: Tensor
+    width: int
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Return (B * n, L + t) for (B * n, width + t): every prompt has n beams or samples."""
+        prompts = self.prompts.repeat_interleave(len(ids) // len(self.prompts), dim=0)
+        return torch.cat([prompts, ids[:, self.width :]], dim=1)
+
+
+class _WholeProcessor(LogitsProcessor):
+    """Shows a logits processor the caller's prompt."""
+
+    def __init__(self, processor: Callable[[Tensor, Tensor], Tensor], whole: _WholePrompt) -> None:
+        self.processor, self.whole = processor, whole
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.processor(self.whole(input_ids), scores)
+
+
+class _WholeCriterion(StoppingCriteria):
+    """Shows a stopping criterion the caller's prompt."""
+
+    def __init__(self, criterion: Callable[..., Tensor], whole: _WholePrompt) -> None:
+        self.criterion, self.whole = criterion, whole
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return self.criterion(self.whole(input_ids), scores, **kwargs)
+
+
+class _WholeStreamer(BaseStreamer):
+    """Shows a streamer the caller's prompt; it comes first."""
+
+    def __init__(self, streamer: BaseStreamer, whole: _WholePrompt) -> None:
+        self.streamer = streamer
+        self.prompts: Tensor | None = whole.prompts
+
+    def put(self, value: Tensor) -> None:
+        if self.prompts is not None:
+            value, self.prompts = self.prompts.cpu(), None
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        self.streamer.end()
 
 
 class _FirstToken(StoppingCriteria):
@@ -401,22 +466,6 @@ class _FirstToken(StoppingCriteria):
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-class _OriginalPrompt(BaseStreamer):
-    """Shows a streamer the caller's prompt instead of the cut one."""
-
-    def __init__(self, streamer: BaseStreamer, original: Tensor) -> None:
-        self.streamer = streamer
-        self.original: Tensor | None = original
-
-    def put(self, value: Tensor) -> None:
-        if self.original is not None:
-            value, self.original = self.original.cpu(), None
-        self.streamer.put(value)
-
-    def end(self) -> None:
-        self.streamer.end()
 
 
 def _check_transformers() -> None:

@@ -73,12 +73,17 @@ def stage(name: str, device: torch.device) -> Iterator[None]:
         timings.add(name, time.perf_counter() - began)
 
 
+#: Text models whose feed-forward network has two matrices; all others are taken to be gated, with three.
+UNGATED = frozenset({"gpt_neox", "nemotron", "phi", "starcoder2"})
+
+
 def prefill_flops(config: PreTrainedConfig, tokens: int) -> int:
     """Return the floating-point operations of reading a prompt with a dense decoder; a multiply-add counts two.
 
-    Per layer and token the query, key, value and output projections (fewer heads for keys and values where heads
-    are shared) and the feed-forward matrices (three where it is gated, as in Llama); per layer both attention
-    products over all pairs of tokens, masked ones included; the output head for the last token alone.
+    With N tokens, L layers, width d, feed-forward width f, h heads of d_h, of which g have keys and values, and a
+    vocabulary of V:  2 (L (N (2 d h d_h + 2 d g d_h + 3 d f) + 2 N^2 h d_h) + d V),  2 d f for the models in `UNGATED`.
+    Attention counts all pairs of tokens, masked ones included; the output head counts for the last token alone;
+    norms, activations and softmax do not count.
 
     Parameters
     ----------
@@ -91,7 +96,7 @@ def prefill_flops(config: PreTrainedConfig, tokens: int) -> int:
     shared = getattr(config, "num_key_value_heads", None) or heads
     head = getattr(config, "head_dim", None) or width // heads
     projections = 2 * width * heads * head + 2 * width * shared * head
-    feed_forward = 3 * width * config.intermediate_size
+    feed_forward = (2 if config.model_type in UNGATED else 3) * width * config.intermediate_size
     attention = 2 * tokens * tokens * heads * head
     layers = config.num_hidden_layers * (tokens * (projections + feed_forward) + attention)
     return 2 * (layers + width * config.vocab_size)

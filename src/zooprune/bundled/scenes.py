@@ -88,7 +88,7 @@ class Scene:
     things: tuple[Thing, ...]
 
 
-def draw_scene(seed: int, split: Split, side: int = SIDE) -> Scene:
+def draw_scene(seed: int, split: Split, side: int = SIDE, signs: int | None = None) -> Scene:
     """Draw the scene that belongs to `seed`.
 
     Parameters
@@ -99,11 +99,13 @@ def draw_scene(seed: int, split: Split, side: int = SIDE) -> Scene:
         Which photographs, digits and sign texts may appear.
     side : int
         Width and height in pixels. A smaller scene holds fewer things of the same size.
+    signs : int, optional
+        Draw that many signs and little else, to learn to read; by default a scene has one or none.
     """
     rng = np.random.default_rng([seed, side, split == "test"])
     canvas = _background(rng, split, side)
     things: list[Thing] = []
-    for place in _plan(rng, split, side):
+    for place in _plan(rng, split, side) if signs is None else _signs_alone(rng, split, signs):
         drawn = place(rng)
         box = _free_box(rng, drawn.image.size, [thing.box for thing in things], side)
         if box is None:
@@ -141,6 +143,11 @@ def _plan(rng: np.random.Generator, split: Split, side: int) -> list[Callable[[n
     repeated = names[0]
     chosen += [name for name in names if name not in chosen and name != repeated][: max(0, wanted - len(chosen))]
     return places + [partial(_object, name=name) for name in [repeated] * copies + chosen]
+
+
+def _signs_alone(rng: np.random.Generator, split: Split, signs: int) -> list[Callable[[np.random.Generator], _Drawn]]:
+    name = [*THINGS][int(rng.integers(len(THINGS)))]
+    return [partial(_sign, split=split)] * signs + [partial(_object, name=name)]
 
 
 def _background(rng: np.random.Generator, split: Split, side: int) -> Image.Image:

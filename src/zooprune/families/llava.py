@@ -1,4 +1,4 @@
-"""LLaVA and LLaVA-1.5: one square image, one tile, a two-layer projector."""
+"""LLaVA and LLaVA-1.5: an image is one tile, and the projector has two layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from zooprune.families.base import Encoded, Family
-from zooprune.tokens import VisualTokens
+from zooprune.tokens import NEWLINE, VisualTokens
 
 
 class Llava(Family):
@@ -34,10 +34,12 @@ class Llava(Family):
         # Pixtral-like towers pack images of different sizes into one row, CLIP-like ones give a row each.
         features = read[0].reshape(-1, read[0].shape[-1]).split([len(image) for image in embeddings])
         sizes = inputs.get("image_sizes")
-        grids = [None] * len(embeddings) if sizes is None else (torch.as_tensor(sizes) // self._patch(model)).tolist()
+        if sizes is None:
+            sizes = [inputs["pixel_values"].shape[-2:]] * len(embeddings)
+        grids = torch.as_tensor(sizes).cpu() // torch.as_tensor(model.config.vision_config.patch_size)
         images = [
-            VisualTokens(x, z, projector, _grid(len(z), grid, z.device))
-            for x, z, grid in zip(features, embeddings, grids, strict=True)
+            VisualTokens(x, z, projector, _grid(len(z), *grid, device=z.device))
+            for x, z, grid in zip(features, embeddings, grids.tolist(), strict=True)
         ]
         return Encoded(images, type(output))
 
@@ -45,19 +47,18 @@ class Llava(Family):
         """Return where the image placeholder stands."""
         return input_ids == model.config.image_token_id
 
-    @staticmethod
-    def _patch(model: PreTrainedModel) -> int:
-        return int(model.model.vision_tower.patch_size)
 
-
-def _grid(total: int, shape: list[int] | None, device: torch.device) -> Tensor:
+def _grid(total: int, rows: int, columns: int, *, device: torch.device) -> Tensor:
     """Return frame, tile, row and column of the tokens of one image, (total, 4)."""
-    columns = shape[1] if shape is not None else round(total**0.5)
-    if shape is None and columns * columns != total:
+    # A class token and registers come before the patches, unless the model leaves them out.
+    leading = total - rows * columns
+    if leading < 0:
         raise ValueError(
-            f"an image of {total} visual tokens is no square grid; "
-            'with vision_feature_select_strategy="full" and a class token, use "default"'
+            f"the vision tower gives {total} tokens for {rows} x {columns} patches; "
+            'if it has no class token, set vision_feature_select_strategy="full"'
         )
-    place = torch.arange(total, device=device)
+    place = torch.arange(total, device=device) - leading
     nothing = torch.zeros_like(place)
-    return torch.stack([nothing, nothing, place // columns, place % columns], dim=-1)
+    positions = torch.stack([nothing, nothing, place // columns, place % columns], dim=-1)
+    positions[:leading, 2:] = NEWLINE
+    return positions

@@ -1,0 +1,81 @@
+"""How well do the estimators agree, and what do they cost, at LLaVA-1.5's shapes with random weights?
+
+    python benchmarks/estimators.py
+
+The reference is the paper's estimator in float32 with 64 directions; every time is a median beside it in one process.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from environment import write
+from zooprune import sensitivity
+
+TOKENS, VISION, TEXT = 576, 1024, 4096
+REPEATS = 5
+
+
+def spearman(one: Tensor, other: Tensor) -> float:
+    ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def half_precision(projector: nn.Module, features: Tensor) -> Tensor:
+    """The paper's estimator wholly in bfloat16, as a model's own dtype would have it."""
+    low, x = projector.to(torch.bfloat16), features.to(torch.bfloat16)
+    units = sensitivity._unit_directions(64, features, 1).to(torch.bfloat16)
+    moved = torch.zeros(len(x))
+    for unit in units:
+        moved += (low(x + 0.01 * unit) - low(x - 0.01 * unit)).float().norm(dim=-1)
+    projector.float()
+    return moved / (0.02 * len(units))
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    projector = nn.Sequential(nn.Linear(VISION, TEXT), nn.GELU(), nn.Linear(TEXT, TEXT)).requires_grad_(False)
+    # bfloat16 weights, so that every row scores the very same projector.
+    projector.to(torch.bfloat16).float()
+    features = torch.randn(TOKENS, VISION)
+    rows: dict[str, Callable[[], Tensor]] = {
+        "finite differences, m=64": lambda: sensitivity.finite_difference(projector, features),
+        "the same, other draw": lambda: sensitivity.finite_difference(projector, features, seed=1),
+        "the same in bfloat16": lambda: half_precision(projector, features),
+        "directional derivatives, m=64": lambda: sensitivity.jvp(projector, features),
+        "closed form": lambda: sensitivity.closed_form(projector, features),
+        "closed form, rank 64": lambda: sensitivity.closed_form(projector, features, rank=64),
+    }
+    results = {}
+    for name, estimate in rows.items():
+        estimate()  # Fills the cache that the closed form keeps per projector.
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(REPEATS):
+        for name, estimate in rows.items():
+            began = time.perf_counter()
+            results[name] = estimate()
+            times[name].append(time.perf_counter() - began)
+    first = next(iter(rows))
+    table = Table("estimator", "rank correlation", "mean relative difference", "times faster")
+    figures = []
+    for name in rows:
+        correlation = spearman(results[name], results[first])
+        difference = float((results[name] / results[first] - 1).abs().mean())
+        # Paired within each round, so that a slow moment of the machine weighs on both.
+        faster = statistics.median(a / b for a, b in zip(times[first], times[name], strict=True))
+        table.add_row(name, f"{correlation:.6f}", f"{difference:.4f}", f"{faster:.1f}")
+        figures.append({"estimator": name, "spearman": correlation, "difference": difference, "times_faster": faster})
+    Console().print(table)
+    shapes = {"tokens": TOKENS, "d_vision": VISION, "d_hidden": TEXT, "d_text": TEXT, "repeats": REPEATS}
+    print(write("estimators", {"shapes": shapes, "rows": figures}))
+
+
+if __name__ == "__main__":
+    main()

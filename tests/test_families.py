@@ -1,0 +1,134 @@
+"""What each family says about a model's images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from conftest import GRID, IMAGE, Row, clip_llama, make_inputs, pixtral_mistral
+from zooprune import ZooPrune, prune
+from zooprune.families import FAMILIES, find_family
+from zooprune.families.llava import Llava
+from zooprune.tokens import NEWLINE
+
+
+def grid(rows, columns):
+    return [[0, 0, row, column] for row in range(rows) for column in range(columns)]
+
+
+def test_features_and_embeddings_are_the_models_own(model):
+    inputs = make_inputs(Row(2, 3), Row(1, 1))
+    seen = []
+    hook = model.model.multi_modal_projector.register_forward_hook(lambda _module, args, out: seen.append((*args, out)))
+    with torch.no_grad():
+        plain = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+        hook.remove()
+        encoded = find_family(model).encode(model, inputs)
+    ((features, embeddings),) = seen
+    assert len(encoded.images) == len(plain) == 3
+    for tokens, x, z, own in zip(encoded.images, features, embeddings, plain, strict=True):
+        assert torch.equal(tokens.features, x) and torch.equal(tokens.embeddings, z) and torch.equal(z, own)
+        assert torch.equal(tokens.projector(tokens.features), z)
+        assert tokens.positions.tolist() == grid(GRID, GRID)
+    assert not model.model.multi_modal_projector._forward_hooks
+
+
+def test_the_hook_is_gone_after_an_error(llava):
+    with pytest.raises(ValueError):
+        Llava().encode(llava, {"pixel_values": torch.zeros(1, 3, 7, 7)})
+    assert not llava.model.multi_modal_projector._forward_hooks
+
+
+def test_images_of_different_sizes():
+    model = pixtral_mistral()
+    shapes = [(2, 3), (4, 2), (1, 5)]
+    # As Pixtral's processor writes it: a break after every row of patches.
+    rows = [
+        [1, *([IMAGE] * 3 + [4]) * 2, 9, *([IMAGE] * 2 + [4]) * 4, 8, 7],
+        [0] * 18 + [1, *[IMAGE] * 5, 4, 11],
+    ]
+    width = len(rows[0])
+    ids = torch.tensor([rows[0], rows[1][-width:]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": (ids != 0).long(),
+        "pixel_values": torch.randn(3, 3, 4 * 14, 5 * 14, generator=torch.Generator().manual_seed(0)),
+        "image_sizes": torch.tensor(shapes) * 14,
+    }
+    options = {"max_new_tokens": 4, "do_sample": False}
+    plain = model.generate(**inputs, **options)
+    with prune(model, ZooPrune(keep=1.0)):
+        assert torch.equal(model.generate(**inputs, **options), plain)
+    with prune(model, ZooPrune(keep=3)) as session:
+        pruned = model.generate(**inputs, **options)
+        logits = model(**session.prepare(inputs)).logits
+    images = session.reports[0].images
+    assert [image.positions.tolist() for image in images] == [grid(*shape) for shape in shapes]
+    assert [(image.row, len(image.selection), image.selection.total) for image in images] == [
+        (0, 3, 6), (0, 3, 8), (1, 3, 5),
+    ]  # fmt: skip
+    assert torch.equal(pruned[:, :width], ids)
+    assert torch.equal(logits[:, -1].argmax(-1), pruned[:, width])
+
+
+def test_several_vision_layers():
+    parts = clip_llama().config
+    config = LlavaConfig(
+        vision_config=parts.vision_config, text_config=parts.text_config, image_token_id=IMAGE,
+        vision_feature_layer=[-3, -2, -1], vision_feature_select_strategy="default", image_seq_length=GRID * GRID,
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        (tokens,) = Llava().encode(model, make_inputs(Row(1, 2))).images
+    assert tokens.features.shape == (GRID * GRID, 3 * 24)
+    torch.testing.assert_close(tokens.projector(tokens.features), tokens.embeddings)
+
+
+def test_a_class_token_shows_no_patch(llava):
+    llava.config.vision_feature_select_strategy = "full"
+    with torch.no_grad():
+        (tokens,) = Llava().encode(llava, make_inputs(Row(1, 2))).images
+    assert tokens.positions.tolist() == [[0, 0, NEWLINE, NEWLINE], *grid(GRID, GRID)]
+
+
+def test_a_patch_taken_for_a_class_token_is_noticed():
+    from conftest import siglip_qwen2
+
+    model = siglip_qwen2()
+    model.config.vision_feature_select_strategy = "default"
+    with pytest.raises(ValueError, match='gives 35 tokens for 6 x 6 patches.*"full"'):
+        Llava().encode(model, make_inputs(Row(1, 2)))
+
+
+def test_slots_are_the_placeholders(model):
+    inputs = make_inputs(Row(2, 3), Row(0, 1))
+    assert find_family(model).slots(model, inputs["input_ids"]).sum(1).tolist() == [2 * GRID * GRID, 0]
+
+
+def test_a_subclass_belongs_to_the_family_of_its_parent():
+    class Mine(LlavaForConditionalGeneration):
+        pass
+
+    assert find_family(Mine(clip_llama().config)) is FAMILIES[0]
+
+
+def test_other_models_are_refused_with_what_is_supported():
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = LlamaForCausalLM(LlamaConfig(vocab_size=8, **small))
+    with pytest.raises(ValueError, match="no vision tower.*use LlavaForConditionalGeneration"):
+        find_family(text)
+    clip = CLIPModel(
+        CLIPConfig(text_config=small | {"vocab_size": 8}, vision_config=small | {"image_size": 28, "patch_size": 14})
+    )
+    with pytest.raises(ValueError, match="CLIPModel is not supported yet; supported: LlavaForConditionalGeneration"):
+        find_family(clip)
+    with pytest.raises(TypeError, match="transformers model"):
+        find_family(torch.nn.Linear(2, 2))

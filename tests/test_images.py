@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zooprune import images
+from zooprune.images import load_image
+
+RED, BLUE = (250, 10, 10), (10, 10, 250)
+
+
+def two_halves(mode: str = "RGB") -> Image.Image:
+    """Left half red, right half blue, 40 x 20."""
+    image = Image.new("RGB", (40, 20), RED)
+    image.paste(BLUE, (20, 0, 40, 20))
+    return image.convert(mode)
+
+
+def near(pixel, colour, slack=12):
+    return all(abs(a - b) <= slack for a, b in zip(pixel, colour, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("RGB", "png"), ("P", "png"), ("P", "gif"), ("CMYK", "tiff"), ("RGBA", "png"), ("RGB", "webp"),
+                         ("YCbCr", "jpg")],
+)  # fmt: skip
+def test_colours_survive(tmp_path, mode, suffix):
+    path = tmp_path / f"image.{suffix}"
+    two_halves(mode).save(path)
+    loaded = load_image(path)
+    assert loaded.mode == "RGB" and loaded.size == (40, 20)
+    assert near(loaded.getpixel((5, 10)), RED, 60) and near(loaded.getpixel((35, 10)), BLUE, 60)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    values = np.linspace(0, 65535, 100 * 4).reshape(4, 100).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    loaded = np.asarray(load_image(tmp_path / "deep.png")).astype(int)
+    assert np.abs(loaded - (values / 257)[..., None]).max() <= 1
+
+
+def test_a_dark_sixteen_bit_image_stays_dark(tmp_path):
+    Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)).save(tmp_path / "dark.png")
+    assert np.asarray(load_image(tmp_path / "dark.png")).max() <= 1
+
+
+def test_float_images_keep_their_range(tmp_path):
+    Image.fromarray(np.full((4, 4), 100.0, dtype=np.float32)).save(tmp_path / "float.tiff")
+    assert load_image(tmp_path / "float.tiff").getpixel((0, 0)) == (100, 100, 100)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_over_white(tmp_path, mode):
+    Image.new(mode, (4, 4), (0,) * len(mode)).save(tmp_path / "clear.png")
+    assert load_image(tmp_path / "clear.png").getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_a_transparent_palette_is_laid_over_white(tmp_path):
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.save(tmp_path / "clear.png", transparency=0)
+    assert load_image(tmp_path / "clear.png").getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_photographs_are_set_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    two_halves().save(tmp_path / "turned.png", exif=exif)
+    loaded = load_image(tmp_path / "turned.png")
+    assert loaded.size == (20, 40)
+    assert loaded.getpixel((10, 5)) == RED
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_the_first_frame_of_an_animation(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    path = tmp_path / f"moving.{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+    assert near(load_image(path).getpixel((4, 4)), RED)
+
+
+def test_one_pixel(tmp_path):
+    Image.new("1", (1, 1), 1).save(tmp_path / "dot.png")
+    assert load_image(tmp_path / "dot.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def truncated(folder):
+    path = folder / "cut.jpg"
+    Image.effect_noise((200, 200), 80).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    return path
+
+
+def text(folder):
+    path = folder / "note.png"
+    path.write_text("not an image")
+    return path
+
+
+def empty(folder):
+    path = folder / "empty.png"
+    path.write_bytes(b"")
+    return path
+
+
+def bomb(folder):
+    path = folder / "bomb.png"
+    Image.new("1", (9000, 9000)).save(path)
+    return path
+
+
+BAD = {
+    "missing": (lambda folder: folder / "none.png", "does not exist"),
+    "a folder": (lambda folder: folder, "is a folder"),
+    "text": (text, "not an image"),
+    "empty": (empty, "not an image"),
+    "truncated": (truncated, "cut short"),
+    "too large": (bomb, "scale it down"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_cannot_be_read_is_explained(tmp_path, kind):
+    make, message = BAD[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=message) as caught:
+            load_image(make(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_size_is_checked_before_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 50)
+    two_halves().save(tmp_path / "image.png")
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="more than 50"):
+        load_image(tmp_path / "image.png")

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zooprune.generation import ImageReport
+from zooprune.picture import _SIDE, draw_kept, save_picture
+from zooprune.tokens import Selection
+
+GRID = 4
+
+
+def report(kept: list[int], scores: torch.Tensor | None = None) -> ImageReport:
+    place = torch.arange(GRID * GRID)
+    positions = torch.stack([place * 0, place * 0, place // GRID, place % GRID], dim=-1)
+    return ImageReport(0, Selection(torch.tensor(kept), GRID * GRID, scores), positions)
+
+
+def test_kept_patches_keep_their_colour_and_others_lose_it():
+    image = Image.new("RGB", (56, 56), (200, 40, 40))
+    page = draw_kept(image, report([0, 6]), "a question\nan answer", scores_label="score")
+    left, top = 16, 42
+    step = _SIDE // GRID
+    for place in range(GRID * GRID):
+        pixel = page.getpixel((left + place % GRID * step + step // 2, top + place // GRID * step + step // 2))
+        assert (pixel == (200, 40, 40)) == (place in (0, 6))
+
+
+def test_scores_get_a_panel_of_their_own():
+    image = Image.new("RGB", (56, 56), (90, 90, 90))
+    plain = draw_kept(image, report([1]), "q", scores_label="score")
+    scored = draw_kept(image, report([1], torch.arange(GRID * GRID).float()), "q", scores_label="score")
+    assert scored.width == plain.width + _SIDE + 16
+    panel = np.asarray(scored.crop((32 + _SIDE, 42, 32 + 2 * _SIDE, 42 + _SIDE))).astype(int)
+    # From violet at the lowest score to yellow at the highest.
+    assert panel[5, 5, 2] > panel[5, 5, 1]
+    assert panel[-5, -5, 1] > panel[-5, -5, 2]
+
+
+def test_a_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
+    path = tmp_path / "out.png"
+    path.write_bytes(b"old")
+
+    def fail(self, target, *_):
+        target.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_picture(Image.new("RGB", (2, 2)), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,48 @@
+"""Draw the loss and held-out accuracy of a training run from its log.
+
+python training/plot.py training/log.jsonl docs/images/training.png
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from zooprune.bundled.questions import KINDS
+
+
+def main(log: Path, picture: Path) -> None:
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    figure, (losses, shares) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for name, label in (("patch", "what each patch shows"), ("answer", "answers")):
+        points = [(row["step"], row["loss"][name]) for row in rows if name in row["loss"]]
+        losses.plot(*zip(*points, strict=True), label=label)
+    losses.set(title="training loss", xlabel="step", yscale="log")
+    for name in ("patches", *KINDS, "accuracy"):
+        points = [(row["step"], 100 * row["held_out"][name]) for row in rows if name in row["held_out"]]
+        heavy = {"color": "black", "linewidth": 2.5} if name == "accuracy" else {}
+        shares.plot(*zip(*points, strict=True), label="mean of all kinds" if name == "accuracy" else name, **heavy)
+    shares.set(title="held-out accuracy, % (64 scenes)", xlabel="step", ylim=(0, 100))
+    starts: dict[str, int] = {}
+    for row in rows:
+        starts.setdefault(row["stage"], row["step"])
+    for axes in (losses, shares):
+        for stage, step in starts.items():
+            axes.axvline(step, color="0.8", zorder=0)
+            axes.text(
+                step, 0.01, f" {stage}", rotation=90, fontsize=7, color="0.4", transform=axes.get_xaxis_transform()
+            )
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=110)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
