@@ -13,7 +13,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from conftest import GRID, IMAGE, Row, clip_llama, make_inputs, pixtral_mistral
+from conftest import GRID, IMAGE, Row, clip_llama, make_inputs, pixtral_mistral, siglip_qwen2
 from zooprune import ZooPrune, prune
 from zooprune.families import FAMILIES, find_family
 from zooprune.families.llava import Llava
@@ -100,11 +100,9 @@ def test_a_class_token_shows_no_patch(llava):
 
 
 def test_a_patch_taken_for_a_class_token_is_noticed():
-    from conftest import siglip_qwen2
-
     model = siglip_qwen2()
     model.config.vision_feature_select_strategy = "default"
-    with pytest.raises(ValueError, match='gives 35 tokens for 6 x 6 patches.*"full"'):
+    with pytest.raises(ValueError, match=r'gives 35 tokens for 6 x 6 patches.*"full"'):
         Llava().encode(model, make_inputs(Row(1, 2)))
 
 
@@ -123,7 +121,7 @@ def test_a_subclass_belongs_to_the_family_of_its_parent():
 def test_other_models_are_refused_with_what_is_supported():
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     text = LlamaForCausalLM(LlamaConfig(vocab_size=8, **small))
-    with pytest.raises(ValueError, match="no vision tower.*use LlavaForConditionalGeneration"):
+    with pytest.raises(ValueError, match=r"no vision tower.*use LlavaForConditionalGeneration"):
         find_family(text)
     clip = CLIPModel(
         CLIPConfig(text_config=small | {"vocab_size": 8}, vision_config=small | {"image_size": 28, "patch_size": 14})
