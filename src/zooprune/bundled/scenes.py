@@ -147,7 +147,7 @@ def _plan(rng: np.random.Generator, split: Split, side: int) -> list[Callable[[n
 
 def _signs_alone(rng: np.random.Generator, split: Split, signs: int) -> list[Callable[[np.random.Generator], _Drawn]]:
     name = [*THINGS][int(rng.integers(len(THINGS)))]
-    return [partial(_sign, split=split)] * signs + [partial(_object, name=name)]
+    return [*[partial(_sign, split=split)] * signs, partial(_object, name=name)]
 
 
 def _background(rng: np.random.Generator, split: Split, side: int) -> Image.Image:
