@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -13,17 +12,10 @@ from typing import Any, Literal, get_args
 import torch
 from packaging.version import Version
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
+from zooprune.callbacks import FirstToken, WholeCriterion, WholeProcessor, WholePrompt, WholeStreamer
 from zooprune.compaction import Prompt, check_prompt, compact
 from zooprune.families import find_family
 from zooprune.profiling import Timings, recording, stage
@@ -243,7 +235,7 @@ class Session:
         if kwargs.get("input_ids") is None:
             raise ValueError("no input_ids; pass what the processor returned")
         prompt, encoded, report = self._cut(kwargs)
-        whole = _WholePrompt(kwargs["input_ids"], report.pruned_length)
+        whole = WholePrompt(kwargs["input_ids"], report.pruned_length)
         for name in self._family.image_arguments:
             kwargs.pop(name, None)
         shorter = report.prompt_length - report.pruned_length
@@ -256,12 +248,12 @@ class Session:
                 setattr(generation_config, limit, value)
                 kwargs.pop(limit, None)
         if kwargs.get("streamer") is not None:
-            kwargs["streamer"] = _WholeStreamer(kwargs["streamer"], whole)
+            kwargs["streamer"] = WholeStreamer(kwargs["streamer"], whole)
         if kwargs.get("logits_processor"):
-            processors = [_WholeProcessor(processor, whole) for processor in kwargs["logits_processor"]]
+            processors = [WholeProcessor(processor, whole) for processor in kwargs["logits_processor"]]
             kwargs["logits_processor"] = LogitsProcessorList(processors)
-        criteria = [_WholeCriterion(criterion, whole) for criterion in kwargs.get("stopping_criteria") or ()]
-        clock = _FirstToken(self.model.device, report._timings)
+        criteria = [WholeCriterion(criterion, whole) for criterion in kwargs.get("stopping_criteria") or ()]
+        clock = FirstToken(self.model.device, report._timings)
         kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, clock])
         kwargs |= {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
         if self.positions == "original":
@@ -389,83 +381,6 @@ def _joined(group: list[VisualTokens]) -> VisualTokens:
 def _on_cpu(selection: Selection) -> Selection:
     scores = None if selection.scores is None else selection.scores.cpu()
     return Selection(selection.index.cpu(), selection.total, scores)
-
-
-@dataclass(frozen=True)
-class _WholePrompt:
-    """Puts the caller's prompts back in place of the cut ones, which are `width` ids long."""
-
-    prompts: Tensor
-    width: int
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        """Return (B * n, L + t) for (B * n, width + t): every prompt has n beams or samples."""
-        prompts = self.prompts.repeat_interleave(len(ids) // len(self.prompts), dim=0)
-        return torch.cat([prompts, ids[:, self.width :]], dim=1)
-
-
-class _WholeProcessor(LogitsProcessor):
-    """Shows a logits processor the caller's prompt."""
-
-    def __init__(self, processor: Callable[[Tensor, Tensor], Tensor], whole: _WholePrompt) -> None:
-        self.processor, self.whole = processor, whole
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return self.processor(self.whole(input_ids), scores)
-
-
-class _WholeCriterion(StoppingCriteria):
-    """Shows a stopping criterion the caller's prompt."""
-
-    def __init__(self, criterion: Callable[..., Tensor], whole: _WholePrompt) -> None:
-        self.criterion, self.whole = criterion, whole
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return self.criterion(self.whole(input_ids), scores, **kwargs)
-
-
-class _WholeStreamer(BaseStreamer):
-    """Shows a streamer the caller's prompt; it comes first."""
-
-    def __init__(self, streamer: BaseStreamer, whole: _WholePrompt) -> None:
-        self.streamer = streamer
-        self.prompts: Tensor | None = whole.prompts
-
-    def put(self, value: Tensor) -> None:
-        if self.prompts is not None:
-            value, self.prompts = self.prompts.cpu(), None
-        self.streamer.put(value)
-
-    def end(self) -> None:
-        self.streamer.end()
-
-
-class _FirstToken(StoppingCriteria):
-    """Tells prefill from decode: it is asked after every token and never stops anything."""
-
-    def __init__(self, device: torch.device, timings: Timings) -> None:
-        self.device, self.timings = device, timings
-        self._marks = [self._now()]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        if len(self._marks) == 1:
-            self._marks.append(self._now())
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    def finish(self) -> None:
-        self._marks.append(self._now())
-        for name, start, end in zip(("prefill", "decode"), self._marks, self._marks[1:], strict=False):
-            if isinstance(start, float):
-                self.timings.add(name, end - start)
-            else:
-                self.timings.add_events(name, start, end)
-
-    def _now(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
 
 def _check_transformers() -> None:

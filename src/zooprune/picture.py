@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from zooprune.generation import ImageReport
+from zooprune.tokens import NEWLINE
 
 _SIDE = 504
 _MARGIN = 16
@@ -31,17 +32,18 @@ def draw_kept(image: Image.Image, report: ImageReport, caption: str, *, scores_l
     scores_label : str
         What the scores are, for the legend.
     """
+    shows = report.positions[:, 2] != NEWLINE
     rows, columns = (int(report.positions[:, axis].max()) + 1 for axis in (2, 3))
-    place = report.positions[:, 2] * columns + report.positions[:, 3]
+    place = (report.positions[:, 2] * columns + report.positions[:, 3])[shows].numpy()
     kept = np.zeros(rows * columns, dtype=bool)
-    kept[place.numpy()] = report.selection.mask.numpy()
+    kept[place] = report.selection.mask[shows].numpy()
     height = round(_SIDE * image.height / image.width)
     shown = image.resize((_SIDE, height), Image.Resampling.LANCZOS)
     panels = [_dim(shown, kept.reshape(rows, columns))]
     headings = [f"kept {len(report.selection)} of {report.selection.total} visual tokens"]
     if report.selection.scores is not None:
         scores = np.zeros(rows * columns)
-        scores[place.numpy()] = _ranks(report.selection.scores.double().numpy())
+        scores[place] = _ranks(report.selection.scores[shows].double().numpy())
         panels.append(_heat(shown, scores.reshape(rows, columns)))
         headings.append(f"{scores_label}, by rank")
     return _page(panels, headings, caption, legend=len(panels) > 1)
