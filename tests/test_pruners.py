@@ -70,12 +70,41 @@ def test_zoo_takes_the_closed_form_where_it_can(tokens):
     torch.testing.assert_close(ZooPrune().score(general), sensitivity.jvp(other, tokens.features), rtol=0, atol=0)
 
 
-def test_a_linear_projector_is_said_so_once(tokens):
+@pytest.mark.parametrize("estimator", ["auto", "closed_form", "jvp", "finite_difference"])
+def test_a_linear_projector_is_said_so_once(tokens, estimator):
+    """No estimator may rank tokens by its own rounding errors."""
     flat = dataclasses.replace(tokens, projector=nn.Linear(16, 20))
     with pytest.warns(UserWarning, match="linear") as caught:
-        assert ZooPrune().score(flat).tolist() == [1.0] * 30
-        ZooPrune().score(flat)
+        assert ZooPrune(estimator=estimator).score(flat).tolist() == [1.0] * 30
+        ZooPrune(estimator=estimator).score(flat)
     assert len(caught) == 1
+
+
+def test_a_lookalike_projector_goes_the_general_way(tokens):
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.act, self.second = nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 20)
+
+        def forward(self, x):
+            return self.second(self.act(self.first(nn.functional.layer_norm(x, x.shape[-1:]))))
+
+    lookalike = dataclasses.replace(tokens, projector=Normed())
+    expected = sensitivity.jvp(lookalike.projector, tokens.features)
+    torch.testing.assert_close(ZooPrune().score(lookalike), expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="rank needs a projector"):
+        ZooPrune(rank=4).score(lookalike)
+
+
+@pytest.mark.parametrize("name", list_pruners())
+def test_an_image_is_pruned_alike_whatever_came_before_it(name, tokens):
+    other = dataclasses.replace(tokens, features=tokens.features.flip(0), embeddings=tokens.embeddings.flip(0))
+    pruner = get_pruner(name, keep=9)
+    alone = pruner.select(tokens).index
+    pruner.select(other)
+    assert torch.equal(pruner.select(tokens).index, alone)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        assert torch.equal(pruner.select(tokens).index, alone)
 
 
 def test_fusions_differ(tokens):
@@ -96,7 +125,8 @@ def test_the_ablations_do_what_they_say(tokens):
     "options",
     [
         {"keep": 0}, {"keep": 2.5}, {"estimator": "guess"}, {"fusion": "max"}, {"directions": 0}, {"step": 0.0},
-        {"step": float("nan")}, {"rank": 0}, {"rank": 1.5}, {"directions": True},
+        {"step": float("nan")}, {"step": "small"}, {"rank": 0}, {"rank": 1.5}, {"directions": True}, {"seed": -1},
+        {"seed": 0.5},
     ],
 )  # fmt: skip
 def test_bad_options_are_refused(options):
@@ -132,6 +162,21 @@ def test_other_packages_bring_methods(tokens, monkeypatch):
     registry._load_plugins.cache_clear()
     assert get_pruner("last", keep=2).select(tokens).index.tolist() == [28, 29]
     assert "last" in list_pruners()
+    registry._load_plugins.cache_clear()
+
+
+def test_a_broken_package_leaves_the_others_usable(monkeypatch):
+    class Entry:
+        name = "broken"
+
+        @staticmethod
+        def load():
+            raise ImportError("no module named elsewhere")
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry])
+    registry._load_plugins.cache_clear()
+    with pytest.warns(UserWarning, match="'broken' of another package is left out: no module named elsewhere"):
+        assert "zoo" in list_pruners()
     registry._load_plugins.cache_clear()
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from zooprune.selection import greedy_diverse, rescale
 
@@ -72,6 +74,43 @@ def test_scales_do_not_matter(problem, weight_scale, embedding_scale):
     assert greedy_diverse(embeddings, weights * weight_scale, 1) == plain[0]
 
 
+@settings(max_examples=40, deadline=None)
+@given(problems(), st.integers(0, 10**6), st.sampled_from(["product", "sum"]))
+def test_the_order_of_the_tokens_does_not_matter(problem, seed, fusion):
+    embeddings, weights, keep = torch.tensor(problem[0]), torch.tensor(problem[1]), problem[2]
+    # The token of weight 0 ties with whatever is left, so it is not among those that count here.
+    keep = max(1, min(keep, len(weights) - 1))
+    order = torch.randperm(len(weights), generator=torch.Generator().manual_seed(seed))
+    shuffled = greedy_diverse(embeddings[order], weights[order], keep, fusion=fusion)
+    assert torch.equal(order[shuffled], greedy_diverse(embeddings, weights, keep, fusion=fusion))
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems(), st.data())
+def test_an_excluded_token_is_as_good_as_absent(problem, data):
+    embeddings, weights, _ = torch.tensor(problem[0]), torch.tensor(problem[1]), problem[2]
+    gone = data.draw(st.lists(st.integers(0, len(weights) - 1), max_size=len(weights) - 1, unique=True))
+    rest = torch.tensor([token for token in range(len(weights)) if token not in gone])
+    excluded = weights.index_fill(0, torch.tensor(gone, dtype=torch.int64), -torch.inf)
+    picked = greedy_diverse(embeddings, excluded, len(weights))
+    assert torch.equal(picked, rest[greedy_diverse(embeddings[rest], weights[rest], len(rest))])
+
+
+def test_nothing_as_large_as_all_pairs_is_ever_made():
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            self.size = max([self.size, *sizes])
+            return result
+
+    with Largest() as largest:
+        greedy_diverse(torch.randn(300, 8), torch.rand(300), 40)
+    assert largest.size == 300 * 8
+
+
 def test_constant_weights_leave_diversity_alone():
     embeddings = torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [-1, 0]])
     assert greedy_diverse(embeddings, torch.full((4,), 7.0), 3).tolist() == [0, 3, 2]
@@ -107,11 +146,28 @@ def test_rescaling_leaves_the_excluded_out():
         (torch.ones(3), torch.ones(3), 1),
         (torch.ones(3, 2), torch.ones(3), 0),
         (torch.ones(3, 2), torch.tensor([1.0, float("nan"), 2]), 1),
+        (torch.ones(3, 2), torch.tensor([1.0, float("inf"), 2]), 1),
+        (torch.tensor([[1.0], [float("nan")]]), torch.ones(2), 1),
     ],
 )
 def test_bad_input_is_refused(embeddings, weights, keep):
     with pytest.raises(ValueError, match=r"disagree|keep|NaN"):
         greedy_diverse(embeddings, weights, keep)
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(TypeError):
+        greedy_diverse(torch.ones(3, 2), torch.ones(3), 1.5)
+    with pytest.raises(ValueError, match="fusion='max' is not one of product, sum"):
+        greedy_diverse(torch.ones(3, 2), torch.ones(3), 1, fusion="max")
+
+
+def test_autocast_does_not_reach_the_decision():
+    generator = torch.Generator().manual_seed(0)
+    embeddings, weights = torch.randn(300, 64, generator=generator), torch.rand(300, generator=generator)
+    plain = greedy_diverse(embeddings, weights, 100)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(greedy_diverse(embeddings, weights, 100), plain)
 
 
 def test_half_precision_is_decided_in_float32():

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+from transformers import LlavaConfig
 from transformers.activations import ACT2FN
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from zooprune import sensitivity
 
@@ -53,6 +61,14 @@ def test_directional_derivatives_agree_with_float64(number):
     np.testing.assert_allclose(mine, case["sens_jvp64"], rtol=2e-6)
 
 
+def test_given_directions_are_brought_to_unit_length():
+    case = golden(0)
+    projector, x, raw = golden_projector(case), torch.tensor(case["features"]), torch.tensor(case["directions_raw"])
+    torch.testing.assert_close(
+        sensitivity.jvp(projector, x, directions=raw), sensitivity.jvp(projector, x, directions=unit(case))
+    )
+
+
 def mlp(activation: nn.Module | None = None, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(12, 20), activation or nn.GELU(), nn.Linear(20, 14)).to(dtype)
@@ -73,6 +89,47 @@ def test_closed_form_is_the_frobenius_norm_of_the_jacobian(name):
     jacobians = [torch.autograd.functional.jacobian(wide, row) for row in x.double()]
     expected = torch.stack([jacobian.norm() / 12**0.5 for jacobian in jacobians])
     torch.testing.assert_close(sensitivity.closed_form(projector, x).double(), expected, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["gelu", "quick_gelu", "silu"])
+def test_the_projector_of_transformers_is_known(name, bias, dtype):
+    config = LlavaConfig(
+        vision_config={"model_type": "clip_vision_model", "hidden_size": 12},
+        text_config={"model_type": "llama", "hidden_size": 16, "num_attention_heads": 2},
+        projector_hidden_act=name,
+        multimodal_projector_bias=bias,
+    )
+    projector, x = LlavaMultiModalProjector(config).to(dtype), features().to(dtype)
+    wide = LlavaMultiModalProjector(config).double()
+    wide.load_state_dict({key: value.double() for key, value in projector.state_dict().items()})
+    jacobians = [torch.autograd.functional.jacobian(wide, row) for row in x.double()]
+    expected = torch.stack([jacobian.norm() / 12**0.5 for jacobian in jacobians])
+    torch.testing.assert_close(sensitivity.closed_form(projector, x).double(), expected, rtol=2e-5, atol=1e-7)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 10**6), st.sampled_from(["finite_difference", "jvp", "closed_form"]))
+def test_tokens_are_scored_one_by_one_in_any_order(rows, seed, name):
+    estimate, projector, x = getattr(sensitivity, name), mlp(), features(rows, seed)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    together = estimate(projector, x)
+    torch.testing.assert_close(estimate(projector, x[order]), together[order], rtol=1e-4, atol=0)
+    torch.testing.assert_close(estimate(projector, x[:1]), together[:1], rtol=1e-4, atol=0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.01, 100), st.sampled_from(["finite_difference", "jvp", "closed_form"]))
+def test_the_outputs_scale_is_the_sensitivitys(scale, name):
+    estimate, projector, x = getattr(sensitivity, name), mlp(), features()
+    before = estimate(projector, x)
+    with torch.no_grad():
+        projector[2].weight.mul_(scale)
+    # A constant added to the output moves nothing.
+    with torch.no_grad():
+        projector[2].bias.zero_()
+    torch.testing.assert_close(estimate(projector, x), scale * before, rtol=1e-3, atol=0)
 
 
 def test_the_estimators_approach_each_other():
@@ -141,11 +198,62 @@ def test_changed_weights_are_noticed():
     torch.testing.assert_close(sensitivity.closed_form(projector, x), before[0])
 
 
-def test_it_works_in_inference_mode():
+def test_weights_written_behind_autograds_back_are_noticed():
+    projector, x = mlp(), features()
+    before = sensitivity.closed_form(projector, x)
+    projector[2].weight.data.mul_(2)
+    torch.testing.assert_close(sensitivity.closed_form(projector, x), 2 * before)
+    # Each new weight may come to lie where an earlier one was.
+    for scale in range(3, 12):
+        projector[2].weight = nn.Parameter(mlp()[2].weight.detach() * scale)
+        torch.testing.assert_close(sensitivity.closed_form(projector, x), scale * before)
+
+
+def test_what_is_kept_goes_with_the_projector():
+    projector = mlp()
+    for estimate in (sensitivity.closed_form, sensitivity.finite_difference):
+        estimate(projector, features(), rank=3)
+    gone, held = weakref.ref(projector), len(sensitivity._cache)
+    del projector
+    gc.collect()
+    assert gone() is None
+    assert len(sensitivity._cache) < held
+
+
+def test_it_works_in_inference_mode_and_after():
     with torch.inference_mode():
         projector, x = mlp(), features()
-        for estimate in (sensitivity.finite_difference, sensitivity.jvp, sensitivity.closed_form):
-            assert bool((estimate(projector, x) > 0).all())
+        inside = [
+            estimate(projector, x, rank=5)
+            for estimate in (sensitivity.finite_difference, sensitivity.jvp, sensitivity.closed_form)
+        ]
+        assert all(bool((scores > 0).all()) for scores in inside)
+    for estimate, scores in zip(
+        (sensitivity.finite_difference, sensitivity.jvp, sensitivity.closed_form), inside, strict=True
+    ):
+        torch.testing.assert_close(estimate(projector, x, rank=5), scores, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("name", ["finite_difference", "jvp", "closed_form"])
+def test_the_callers_precision_settings_do_not_matter_and_stay(name, rank):
+    estimate, projector, x = getattr(sensitivity, name), mlp(), features()
+    expected = estimate(projector, x, rank=rank)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            # Nothing is remembered from the run before: recognition, too, happens under these settings.
+            sensitivity._cache.pop(projector, None)
+            got = estimate(projector, x, rank=rank)
+            assert torch.is_autocast_enabled("cpu")
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(got, expected)
 
 
 class Residual(nn.Module):
@@ -159,20 +267,66 @@ class Residual(nn.Module):
         return x + self.second(self.act(self.first(x)))
 
 
+class Normed(Residual):
+    """Norms its input without a module that would show among its children."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.act(self.first(nn.functional.rms_norm(x, x.shape[-1:]))))
+
+
+class Clamped(Residual):
+    """Differs for large inputs only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.act(self.first(x.clamp(-30, 30))))
+
+
+class Nudged(Residual):
+    """Differs by a thousandth."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1.001 * self.second(self.act(self.first(x)))
+
+
 @pytest.mark.parametrize(
     "projector",
     [
         Residual(),
         nn.Sequential(nn.Linear(12, 20), nn.Softmax(dim=-1), nn.Linear(20, 12)),
         nn.Sequential(nn.Linear(12, 20), nn.LayerNorm(20), nn.Linear(20, 12)),
+        nn.Sequential(nn.Linear(12, 20), nn.LayerNorm(20, elementwise_affine=False), nn.Linear(20, 12)),
+        nn.Sequential(nn.Linear(12, 20), nn.GLU(), nn.Linear(10, 12)),
+        nn.Sequential(nn.Linear(12, 20), nn.PReLU(), nn.Linear(20, 12)),
+        nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12)),
+        Normed(),
+        Clamped(),
+        Nudged(),
         nn.Linear(12, 12),
         lambda x: x,
     ],
-    ids=["residual", "softmax", "norm", "linear", "function"],
+    ids=[
+        "residual",
+        "softmax",
+        "norm",
+        "plain norm",
+        "gated",
+        "parametric",
+        "leading norm",
+        "hidden norm",
+        "clamped",
+        "nudged",
+        "linear",
+        "function",
+    ],
 )
 def test_closed_form_refuses_what_it_does_not_describe(projector):
     with pytest.raises(ValueError, match="jvp"):
         sensitivity.closed_form(projector, features())
+
+
+def test_rank_needs_two_layers():
+    with pytest.raises(ValueError, match="rank needs a projector"):
+        sensitivity.jvp(Residual(), features(), rank=4)
 
 
 def test_linear_projectors_are_recognised():
@@ -181,6 +335,14 @@ def test_linear_projectors_are_recognised():
     assert sensitivity.is_linear(nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 5, bias=False)), x)
     assert not sensitivity.is_linear(mlp(), x)
     assert not sensitivity.is_linear(mlp(nn.ReLU()), x)
+
+
+def test_an_image_without_contrast_does_not_make_a_projector_linear():
+    projector = mlp()
+    with torch.no_grad():
+        projector[0].bias.zero_()
+    assert not sensitivity.is_linear(projector, torch.zeros(5, 12))
+    assert not sensitivity.is_linear(projector, features())
 
 
 def test_estimates_repeat_and_seeds_matter():
@@ -207,10 +369,24 @@ def test_features_that_are_not_finite_are_refused(estimate, value):
     [
         ({"directions": 0}, "directions"),
         ({"directions": torch.ones(3, 5)}, "directions"),
+        ({"directions": torch.zeros(3, 12)}, "zero"),
+        ({"directions": torch.full((3, 12), float("nan"))}, "finite"),
         ({"step": 0.0}, "step"),
+        ({"step": float("inf")}, "step"),
         ({"rank": 0}, "rank"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         sensitivity.finite_difference(mlp(), features(), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_memory_stays_bounded_at_llavas_widths():
+    """2,880 tokens at 1024 -> 4096 -> 4096 take less than 1 GiB; directions are worked through one by one."""
+    script = Path(__file__).parents[1] / "benchmarks" / "sensitivity_memory.py"
+    for estimator in ("finite_difference", "jvp", "closed_form"):
+        command = [sys.executable, str(script), "--directions", "1", "--measure", estimator, "2880", "float32"]
+        peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        assert peak < 2**30

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zooprune.tokens import Budget, Selection
+from zooprune.tokens import Budget, Selection, VisualTokens
 
 
 @given(st.one_of(st.integers(1, 5000), st.floats(0, 1, exclude_min=True)), st.integers(1, 5000))
@@ -45,3 +45,18 @@ def test_the_mask_of_a_selection():
     selection = Selection(torch.tensor([0, 3]), 5)
     assert selection.mask.tolist() == [True, False, False, True, False]
     assert not selection.keeps_all
+
+
+def test_a_selection_is_of_int64():
+    with pytest.raises(ValueError, match="int64"):
+        Selection(torch.tensor([0, 1], dtype=torch.int32), 5)
+
+
+@pytest.mark.parametrize(
+    ("features", "embeddings", "positions"),
+    [((4, 3), (5, 2), (4, 4)), ((4, 3), (4, 2), (4, 3)), ((4, 3), (4, 2), (5, 4)), ((0, 3), (0, 2), (0, 4)),
+     ((4,), (4, 2), (4, 4)), ((1, 4, 3), (4, 2), (4, 4))],
+)  # fmt: skip
+def test_visual_tokens_agree_in_number(features, embeddings, positions):
+    with pytest.raises(ValueError, match=r"features"):
+        VisualTokens(torch.ones(features), torch.ones(embeddings), lambda x: x, torch.zeros(positions).long())

@@ -3,6 +3,10 @@
 The sensitivity of a token x is E_u ||J(x) u|| over unit directions u, with J the projector's Jacobian (ZOO-Prune,
 arXiv 2509.24837, Eq. 2-4 and Proposition 3.1). Everything here runs in float32 whatever the model's dtype: in half
 precision a step of 0.01 is close to the spacing of the features themselves.
+
+What depends on the weights alone is kept per module and made anew when the weights change. `rank` makes an estimator
+cheaper, in two ways: the sampled ones cut the projector's own matrices to that rank, as the paper does for LLaVA-NeXT;
+the closed form keeps the projector whole and cuts G to its exact diagonal plus that many columns.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from zooprune.precision import exact_float32
+
 Projector = Callable[[Tensor], Tensor]
 
 #: Tokens that pass through the projector at once; bounds the memory of the sampled estimators.
@@ -22,6 +28,7 @@ _CHUNK = 2048
 _T = TypeVar("_T")
 
 
+@exact_float32()
 def finite_difference(
     projector: Projector,
     features: Tensor,
@@ -40,13 +47,13 @@ def finite_difference(
     features : Tensor, (N, d_vision)
         What the projector reads, in any floating dtype.
     directions : int or Tensor, (m, d_vision)
-        How many unit directions to draw, or the unit vectors themselves. All tokens share them.
+        How many unit directions to draw, or the vectors themselves, brought to unit length. All tokens share them.
     step : float
         How far to nudge, in the features' own units (h in the paper).
     seed : int
         Seed of the drawn directions.
     rank : int, optional
-        Replace both linear layers by their best approximation of this rank first (the paper uses 128 for LLaVA-NeXT).
+        Score `low_rank` of the projector instead (the paper uses 128 for LLaVA-NeXT).
 
     Returns
     -------
@@ -58,12 +65,12 @@ def finite_difference(
         If an argument is out of range, the features are not finite, or `rank` is asked of a projector that is not
         two linear layers with an activation between.
     """
-    if not step > 0:
-        raise ValueError(f"step={step} must be positive; the paper uses 0.01")
+    if not 0 < step < float("inf"):
+        raise ValueError(f"step={step} must be positive and finite; the paper uses 0.01")
     features = _checked(features)
     units = _unit_directions(directions, features, seed)
     apply = _in_float32(projector) if rank is None else low_rank(projector, rank)
-    total = torch.zeros(len(features), device=features.device)
+    total = features.new_zeros(len(features))
     with torch.no_grad():
         for rows, moved in zip(features.split(_CHUNK), total.split(_CHUNK), strict=True):
             for unit in units:
@@ -72,6 +79,7 @@ def finite_difference(
     return total / (2 * step * len(units))
 
 
+@exact_float32()
 def jvp(
     projector: Projector, features: Tensor, *, directions: int | Tensor = 64, seed: int = 0, rank: int | None = None
 ) -> Tensor:
@@ -83,7 +91,7 @@ def jvp(
         Anything forward-mode differentiation can follow.
     features : Tensor, (N, d_vision)
     directions : int or Tensor, (m, d_vision)
-        How many unit directions to draw, or the unit vectors themselves.
+        As for `finite_difference`.
     seed : int
         Seed of the drawn directions.
     rank : int, optional
@@ -103,7 +111,7 @@ def jvp(
     apply = _in_float32(projector) if rank is None else low_rank(projector, rank)
     # Forward-mode differentiation cannot start from tensors made in inference mode.
     with torch.inference_mode(False), torch.no_grad():
-        total = torch.zeros(len(features), device=features.device)
+        total = torch.zeros(len(features), dtype=torch.float32, device=features.device)
         for rows, moved in zip(features.clone().split(_CHUNK), total.split(_CHUNK), strict=True):
             for unit in units.clone():
                 change = torch.func.jvp(apply, (rows,), (unit.expand_as(rows),))[1]
@@ -111,6 +119,7 @@ def jvp(
     return total / len(units)
 
 
+@exact_float32()
 def closed_form(projector: Projector, features: Tensor, *, rank: int | None = None) -> Tensor:
     """Compute the root mean square of ||J u|| over all unit directions, exactly and without drawing any.
 
@@ -136,7 +145,7 @@ def closed_form(projector: Projector, features: Tensor, *, rank: int | None = No
         If the projector has another form; use `jvp` there.
     """
     features = _checked(features)
-    mlp = as_mlp(projector, features)
+    mlp = as_mlp(projector)
     if mlp is None:
         raise ValueError('closed_form needs Linear -> activation -> Linear; use estimator="jvp" for this projector')
     assert isinstance(projector, nn.Module)
@@ -151,22 +160,36 @@ def closed_form(projector: Projector, features: Tensor, *, rank: int | None = No
     return (squared.clamp_min(0) / features.shape[-1]).sqrt()
 
 
+@exact_float32()
 def is_linear(projector: Projector, features: Tensor) -> bool:
     """Return whether the projector is affine, in which case every token is equally sensitive.
 
-    Tested by superposition at the scale of the features, on rows drawn from a fixed seed.
+    Tested by superposition on random rows of two sizes, since a smooth activation looks straight to small inputs.
+
+    Parameters
+    ----------
+    projector : callable, (..., d_vision) -> (..., d_text)
+    features : Tensor, (N, d_vision)
+        Only their width and device matter.
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    ValueError
+        If the features are not finite.
     """
     features = _checked(features)
 
     def superposes() -> bool:
-        generator = torch.Generator().manual_seed(0)
-        draws = torch.randn(2, 8, features.shape[-1], generator=generator).to(features.device)
-        one, other = draws * features.std(correction=0).clamp_min(1e-6)
         apply = _in_float32(projector)
         with torch.no_grad():
-            sum_apart = apply(one) + apply(other)
-            sum_inside = apply(one + other) + apply(torch.zeros_like(one))
-        return bool((sum_apart - sum_inside).norm() <= 1e-4 * sum_apart.norm())
+            one, other = (_probe(features.shape[-1], features.device, seed) for seed in (0, 1))
+            apart = apply(one) + apply(other)
+            together = apply(one + other) + apply(torch.zeros_like(one))
+        return bool(((apart - together).norm(dim=-1) <= 1e-4 * apart.norm(dim=-1)).all())
 
     return _cached(projector, "linear", superposes) if isinstance(projector, nn.Module) else superposes()
 
@@ -195,40 +218,65 @@ def low_rank(projector: Projector, rank: int) -> Projector:
         return pairs
 
     (left_1, right_1), (left_2, right_2) = _cached(projector, ("svd", rank), factors)
-    return lambda x: mlp.activation((x @ right_1.T) @ left_1.T + mlp.bias_1) @ right_2.T @ left_2.T + mlp.bias_2
+    bias_1, bias_2 = mlp.bias_1, mlp.bias_2
+    return lambda x: mlp.activation((x @ right_1.T) @ left_1.T + bias_1) @ right_2.T @ left_2.T + bias_2
 
 
 @dataclass(frozen=True)
 class TwoLayer:
-    """W2 act(W1 x + b1) + b2, in float32."""
+    """W2 act(W1 x + b1) + b2. The layers are the module's own; their float32 values are made on reading."""
 
-    weight_1: Tensor
-    bias_1: Tensor
+    first: nn.Linear
     activation: Callable[[Tensor], Tensor]
-    weight_2: Tensor
-    bias_2: Tensor
+    second: nn.Linear
+
+    @property
+    def weight_1(self) -> Tensor:
+        """W1: (d_hidden, d_vision)."""
+        return self.first.weight.detach().float()
+
+    @property
+    def bias_1(self) -> Tensor | float:
+        """b1: (d_hidden,), or 0 where the layer has none."""
+        return 0.0 if self.first.bias is None else self.first.bias.detach().float()
+
+    @property
+    def weight_2(self) -> Tensor:
+        """W2: (d_text, d_hidden)."""
+        return self.second.weight.detach().float()
+
+    @property
+    def bias_2(self) -> Tensor | float:
+        """b2: (d_text,), or 0 where the layer has none."""
+        return 0.0 if self.second.bias is None else self.second.bias.detach().float()
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return what the activation reads: (..., d_hidden)."""
+        return x @ self.weight_1.T + self.bias_1
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the projector: (..., d_vision) -> (..., d_text)."""
-        return self.activation(x @ self.weight_1.T + self.bias_1) @ self.weight_2.T + self.bias_2
+        return self.activation(self.hidden(x)) @ self.weight_2.T + self.bias_2
 
     def slopes(self, x: Tensor) -> Tensor:
         """Return the activation's derivative at every hidden unit: (N, d_hidden)."""
         with torch.inference_mode(False), torch.enable_grad():
-            hidden = (x.detach().clone() @ self.weight_1.detach().T + self.bias_1.detach()).detach().requires_grad_()
+            hidden = self.hidden(x.clone()).requires_grad_()
             (slopes,) = torch.autograd.grad(self.activation(hidden).sum(), hidden)
         return slopes
 
     def gram(self) -> Tensor:
         """Return G = (W1 W1^T) * (W2^T W2): (d_hidden, d_hidden), symmetric positive semi-definite."""
-        return (self.weight_1 @ self.weight_1.T) * (self.weight_2.T @ self.weight_2)
+        weight_1, weight_2 = self.weight_1, self.weight_2
+        return (weight_1 @ weight_1.T).mul_(weight_2.T @ weight_2)
 
 
-def as_mlp(projector: Projector, features: Tensor | None = None) -> TwoLayer | None:
+@exact_float32()
+def as_mlp(projector: Projector) -> TwoLayer | None:
     """Return the projector's two layers if that is all it is, else None.
 
-    A module qualifies by its three children and by what it computes: on probe rows it must agree with the plain
-    formula, so that a module with the same children and, say, a residual path is not mistaken for it.
+    A module qualifies by its three children and by what it computes: on a few random rows, small and large, it must
+    agree with the plain formula, so that the same children with a residual path, a norm or a clamp are told apart.
     """
     if not isinstance(projector, nn.Module):
         return None
@@ -236,29 +284,55 @@ def as_mlp(projector: Projector, features: Tensor | None = None) -> TwoLayer | N
     if len(children) != 3:
         return None
     first, activation, second = children
-    if not (isinstance(first, nn.Linear) and isinstance(second, nn.Linear)) or list(activation.parameters()):
+    layers = (first, second)
+    if not all(isinstance(layer, nn.Linear) and _is_plain(layer.weight) for layer in layers):
         return None
+    if [*activation.parameters(), *activation.buffers()]:
+        return None
+    mlp = TwoLayer(first, activation, second)  # type: ignore[arg-type]
 
-    def bias(layer: nn.Linear) -> Tensor:
-        zeros = torch.zeros(layer.out_features, device=layer.weight.device)
-        return zeros if layer.bias is None else layer.bias.detach().float()
+    def holds() -> bool:
+        with torch.no_grad():
+            probe = _probe(mlp.first.in_features, mlp.first.weight.device)
+            hidden = mlp.hidden(probe)
+            if not _is_elementwise(activation, hidden):
+                return False
+            actual, plain = _in_float32(projector)(probe), mlp(probe)
+        if actual.shape != plain.shape:
+            return False
+        return bool(((actual - plain).norm(dim=-1) <= 1e-4 * plain.norm(dim=-1) + 1e-12).all())
 
-    mlp = TwoLayer(first.weight.detach().float(), bias(first), activation, second.weight.detach().float(), bias(second))
-    probe = torch.randn(2, first.in_features, generator=torch.Generator().manual_seed(0)).to(first.weight.device)
-    if features is not None:
-        probe = torch.cat([probe, features[:2].float()])
-    with torch.no_grad():
-        hidden = probe @ mlp.weight_1.T + mlp.bias_1
-        elementwise = torch.allclose(activation(hidden)[..., :1], activation(hidden[..., :1]), rtol=1e-4, atol=1e-6)
-        actual, plain = _in_float32(projector)(probe), mlp(probe)
-    agrees = actual.shape == plain.shape and bool((actual - plain).norm() <= 1e-4 * plain.norm() + 1e-12)
-    return mlp if elementwise and agrees else None
+    return mlp if _cached(projector, "two layers", holds) else None
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Return whether a layer's weight is the matrix itself and not, say, a packed four-bit form of it."""
+    return weight.ndim == 2 and weight.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _is_elementwise(activation: Callable[[Tensor], Tensor], hidden: Tensor) -> bool:
+    """Return whether each output depends on the input in its own place alone, tried by mixing two inputs."""
+    other = hidden.flip(0)
+    mine = torch.arange(hidden.shape[-1], device=hidden.device) % 3 == 0
+    try:
+        mixed, apart = activation(torch.where(mine, hidden, other)), (activation(hidden), activation(other))
+    except (RuntimeError, ValueError):
+        # Gated activations halve the width and may not accept this one.
+        return False
+    return mixed.shape == hidden.shape and torch.allclose(mixed, torch.where(mine, *apart), rtol=1e-4, atol=1e-6)
+
+
+def _probe(width: int, device: torch.device, seed: int = 0) -> Tensor:
+    """Return random rows, two of ordinary and two of large size: (4, width)."""
+    rows = torch.randn(4, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
+    return (rows * torch.tensor([[1.0], [1.0], [100.0], [100.0]], dtype=torch.float32, device="cpu")).to(device)
 
 
 def _diagonal_plus_low_rank(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return r (d,) and L (d, rank) with G ~ diag(r) + L L^T and the diagonal exact (Nystroem on a power basis)."""
     rank = min(rank, len(gram))
-    basis = torch.randn(len(gram), rank, generator=torch.Generator().manual_seed(0)).to(gram.device)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(len(gram), rank, generator=generator, dtype=torch.float32, device="cpu").to(gram.device)
     for _ in range(6):
         basis, _ = torch.linalg.qr(gram @ basis)
     image = gram @ basis
@@ -283,10 +357,15 @@ def _unit_directions(directions: int | Tensor, features: Tensor, seed: int) -> T
     if isinstance(directions, Tensor):
         if directions.ndim != 2 or directions.shape[1] != width or len(directions) == 0:
             raise ValueError(f"directions must be (m, {width}), got {tuple(directions.shape)}")
-        return directions.to(features.device, torch.float32)
-    _positive("directions", directions)
-    drawn = torch.randn(directions, width, generator=torch.Generator().manual_seed(seed))
-    return (drawn / (drawn.norm(dim=-1, keepdim=True) + 1e-12)).to(features.device)
+        drawn = directions.detach().to(features.device, torch.float32)
+    else:
+        _positive("directions", directions)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(directions, width, generator=generator, dtype=torch.float32, device="cpu")
+    lengths = drawn.norm(dim=-1, keepdim=True)
+    if not bool(((lengths > 0) & lengths.isfinite()).all()):
+        raise ValueError("directions must be finite and none of them zero")
+    return (drawn / lengths).to(features.device)
 
 
 def _checked(features: Tensor) -> Tensor:
@@ -294,7 +373,9 @@ def _checked(features: Tensor) -> Tensor:
         raise ValueError(f"features must be floating point (N, d_vision), got {features.dtype} {tuple(features.shape)}")
     features = features.detach().float()
     if not bool(features.isfinite().all()):
-        raise ValueError("features contain NaN or infinity; check the image and the vision tower's dtype")
+        raise ValueError(
+            "features contain NaN or infinity; check the image, or run the vision tower in bfloat16 or float32"
+        )
     return features
 
 
@@ -308,14 +389,26 @@ _cache: WeakKeyDictionary[nn.Module, tuple[Any, dict[Any, Any]]] = WeakKeyDictio
 
 def _cached(projector: nn.Module, key: Any, build: Callable[[], _T]) -> _T:
     """Return what `build` gives, once per projector as long as its weights stay the same."""
-    fingerprint = tuple(
-        (value.data_ptr(), 0 if value.is_inference() else value._version, value.dtype, value.device)
-        for value in projector.parameters()
-    )
+    fingerprint = _fingerprint([*projector.parameters(), *projector.buffers()])
     known = _cache.get(projector)
     if known is None or known[0] != fingerprint:
         known = _cache[projector] = (fingerprint, {})
     if key not in known[1]:
-        with torch.no_grad():
+        # What is kept may be read later outside of the caller's inference mode.
+        with torch.inference_mode(False), torch.no_grad():
             known[1][key] = build()
     return known[1][key]
+
+
+def _fingerprint(values: list[Tensor]) -> list[Any]:
+    """Return what tells tensors from their earlier selves.
+
+    Neither address nor version changes when ``.data`` is written to, or when a freed address is used again, hence
+    the sums over the contents.
+    """
+    marks = [
+        (value.data_ptr(), 0 if value.is_inference() else value._version, value.dtype, value.device) for value in values
+    ]
+    sums = [value.detach().sum(dtype=torch.float32) for value in values if value.itemsize > 1]
+    # Brought together on one device, so that the host waits for it once.
+    return [marks, torch.stack([total.to(sums[0].device) for total in sums]).tolist() if sums else []]

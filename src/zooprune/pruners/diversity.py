@@ -29,7 +29,7 @@ class DiversityOnly(Pruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return ones."""
-        return torch.ones(len(tokens), device=tokens.features.device)
+        return torch.ones(len(tokens), dtype=torch.float32, device=tokens.features.device)
 
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
         """Pick greedily by distance."""

@@ -29,7 +29,13 @@ class RandomPrune(Pruner):
 
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} must be an int of at least 0")
+
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return uniform draws in [0, 1), made on the CPU so that they are the same on every device."""
-        draws = torch.rand(len(tokens), generator=torch.Generator().manual_seed(self.seed))
+        generator = torch.Generator().manual_seed(self.seed)
+        draws = torch.rand(len(tokens), generator=generator, dtype=torch.float32, device="cpu")
         return draws.to(tokens.features.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import warnings
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -43,7 +44,11 @@ def register(method: type[Pruner]) -> type[Pruner]:
 @cache
 def _load_plugins() -> None:
     for entry in entry_points(group=ENTRY_POINTS):
-        register(entry.load())
+        # Whatever goes wrong in somebody else's package, the other methods stay usable.
+        try:
+            register(entry.load())
+        except Exception as error:
+            warnings.warn(f"the pruner {entry.name!r} of another package is left out: {error}", stacklevel=3)
 
 
 def list_pruners() -> tuple[str, ...]:

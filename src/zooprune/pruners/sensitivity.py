@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from zooprune.pruners.base import Pruner
 from zooprune.pruners.zoo import ZooPrune
 from zooprune.tokens import VisualTokens
 
@@ -23,4 +24,4 @@ class SensitivityOnly(ZooPrune):
 
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
         """Pick the highest scores."""
-        return scores.sort(descending=True, stable=True).indices[:keep]
+        return Pruner.choose(self, scores, tokens, keep)

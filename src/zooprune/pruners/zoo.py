@@ -13,10 +13,10 @@ from torch import Tensor
 from zooprune import sensitivity
 from zooprune.pruners.base import Pruner
 from zooprune.selection import greedy_diverse
+from zooprune.selection.greedy import Fusion
 from zooprune.tokens import VisualTokens
 
 Estimator = Literal["auto", "closed_form", "jvp", "finite_difference"]
-Fusion = Literal["product", "sum"]
 
 _warned: WeakSet[torch.nn.Module] = WeakSet()
 
@@ -34,14 +34,15 @@ class ZooPrune(Pruner):
         Tokens per image, or a share of them.
     estimator : {"auto", "closed_form", "jvp", "finite_difference"}
         How to measure sensitivity. "auto" takes the cheapest exact one: the closed form for two-layer projectors,
-        directional derivatives for others. The paper's own is "finite_difference".
+        directional derivatives for others. The paper's own is "finite_difference". Where the projector is linear,
+        none of them tells tokens apart: a warning says so once, and every token scores one.
     directions : int
         Unit directions that the two sampled estimators draw (m in the paper).
     step : float
         Step of the finite differences (h in the paper).
     rank : int, optional
         For the closed form, the columns kept beside G's diagonal; for the sampled estimators, the rank both linear
-        layers are cut to.
+        layers are cut to. Only for two-layer projectors.
     seed : int
         Seed of the directions, the same for every image.
     fusion : {"product", "sum"}
@@ -63,32 +64,31 @@ class ZooPrune(Pruner):
         for name, allowed in (("estimator", Estimator), ("fusion", Fusion)):
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(allowed))}")
-        for name in ("directions", "rank"):
+        for name, least in (("directions", 1), ("rank", 1), ("seed", 0)):
             value = getattr(self, name)
-            if not (name == "rank" and value is None) and (
-                isinstance(value, bool) or not isinstance(value, int) or value < 1
-            ):
-                raise ValueError(f"{name}={value!r} must be a positive int")
-        if not 0 < self.step < float("inf"):
-            raise ValueError(f"step={self.step} must be positive and finite; the paper uses 0.01")
+            if name == "rank" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} must be an int of at least {least}")
+        if isinstance(self.step, bool) or not isinstance(self.step, (int, float)) or not 0 < self.step < float("inf"):
+            raise ValueError(f"step={self.step!r} must be a positive and finite number; the paper uses 0.01")
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return the sensitivity of each token."""
         projector, features = tokens.projector, tokens.features
-        if self.estimator == "finite_difference":
-            return sensitivity.finite_difference(
-                projector, features, directions=self.directions, step=self.step, seed=self.seed, rank=self.rank
-            )
-        if self.estimator == "jvp":
-            return sensitivity.jvp(projector, features, directions=self.directions, seed=self.seed, rank=self.rank)
-        if self.estimator == "closed_form":
-            return sensitivity.closed_form(projector, features, rank=self.rank)
         if sensitivity.is_linear(projector, features):
             _warn_linear(projector)
-            return torch.ones(len(tokens), device=features.device)
-        if sensitivity.as_mlp(projector) is not None:
+            return torch.ones(len(tokens), dtype=torch.float32, device=features.device)
+        estimator = self.estimator
+        if estimator == "auto":
+            estimator = "jvp" if sensitivity.as_mlp(projector) is None else "closed_form"
+        if estimator == "closed_form":
             return sensitivity.closed_form(projector, features, rank=self.rank)
-        return sensitivity.jvp(projector, features, directions=self.directions, seed=self.seed)
+        if estimator == "jvp":
+            return sensitivity.jvp(projector, features, directions=self.directions, seed=self.seed, rank=self.rank)
+        return sensitivity.finite_difference(
+            projector, features, directions=self.directions, step=self.step, seed=self.seed, rank=self.rank
+        )
 
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
         """Pick greedily, on the embeddings the language model would read."""

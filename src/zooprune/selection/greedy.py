@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from operator import index
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from zooprune.precision import exact_float32
+
+Fusion = Literal["product", "sum"]
 
 
 def rescale(weights: Tensor) -> Tensor:
@@ -38,9 +43,9 @@ def rescale(weights: Tensor) -> Tensor:
     return scaled.masked_fill(~allowed, -torch.inf)
 
 
-def greedy_diverse(
-    embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Literal["product", "sum"] = "product"
-) -> Tensor:
+@torch.no_grad()
+@exact_float32()
+def greedy_diverse(embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fusion = "product") -> Tensor:
     """Pick tokens that are both worth keeping and unlike each other (ZOO-Prune, Eq. 6-7 and Algorithm 1).
 
     The first pick has the highest weight. Every further one has the highest w * (1 - c), or w + (1 - c) for the
@@ -51,7 +56,8 @@ def greedy_diverse(
     embeddings : Tensor, (N, d)
         Compared by cosine in float32. A zero row has cosine 0 to everything.
     weights : Tensor, (N,)
-        What each token is worth, on any scale: `rescale` is applied first. -inf excludes a token.
+        What each token is worth, on any scale: `rescale` is applied first, which leaves weights that already are
+        rescaled as they are. -inf excludes a token.
     keep : int
         How many to pick; from N on every token that is not excluded is picked.
     fusion : {"product", "sum"}
@@ -64,17 +70,24 @@ def greedy_diverse(
 
     Raises
     ------
+    TypeError
+        If `keep` is not an integer.
     ValueError
-        If shapes disagree, `keep` is not positive, nothing may be chosen, or a weight is NaN.
+        If shapes disagree, `keep` is not positive, `fusion` is neither, every token is excluded, an embedding is NaN
+        or infinite, or a weight is NaN or +inf.
     """
     total = len(embeddings)
     if embeddings.ndim != 2 or weights.shape != (total,):
         raise ValueError(
             f"embeddings (N, d) and weights (N,) disagree: {tuple(embeddings.shape)} and {tuple(weights.shape)}"
         )
-    if keep < 1:
+    if index(keep) < 1:
         raise ValueError(f"keep={keep} must be at least 1")
-    worth = rescale(weights)
+    if fusion not in get_args(Fusion):
+        raise ValueError(f"fusion={fusion!r} is not one of {', '.join(get_args(Fusion))}")
+    if not bool(embeddings.isfinite().all()):
+        raise ValueError("embeddings contain NaN or infinity; check the image, or run the model in bfloat16 or float32")
+    worth = rescale(weights.to(embeddings.device))
     open_to_choice = worth > -torch.inf
     keep = min(keep, int(open_to_choice.sum()))
     if keep == 0:
@@ -84,11 +97,11 @@ def greedy_diverse(
     nearest = torch.full_like(worth, -torch.inf)
     score = worth
     for place in range(keep):
-        # argmax may return any of several equal maxima on some devices; the first one is asked for explicitly.
-        best = (score == score.max()).to(torch.uint8).argmax()
-        picked[place] = best
+        # An index that stays a tensor: reading it would make the host wait for the device at every step.
+        best = score.argmax(keepdim=True)
+        picked[place : place + 1] = best
         open_to_choice[best] = False
-        nearest = torch.maximum(nearest, unit @ unit[best])
+        nearest = torch.maximum(nearest, unit @ unit[best].squeeze(0))
         distance = 1 - nearest
         fused = worth * distance if fusion == "product" else worth + distance
         score = torch.where(open_to_choice, fused, -torch.inf)
