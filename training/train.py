@@ -53,7 +53,7 @@ STAGES = (
     Stage("answers", side=168, steps=1208, batch=32, rate=1e-3, answers=True, horizon=1700),
     Stage("characters", side=168, steps=500, batch=32, rate=8e-4, answers=False, character=6.0, signs=4),
     Stage("reading", side=168, steps=800, batch=32, rate=8e-4, answers=True, character=3.0),
-    Stage("full size", side=SIDE, steps=450, batch=16, rate=6e-4, answers=True, character=3.0),
+    Stage("full size", side=SIDE, steps=211, batch=16, rate=6e-4, answers=True, character=3.0, horizon=340),
 )
 WARMUP = 100
 #: Most patches show nothing; they should not drown the rest.
