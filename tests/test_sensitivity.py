@@ -345,6 +345,17 @@ def test_an_image_without_contrast_does_not_make_a_projector_linear():
     assert not sensitivity.is_linear(projector, features())
 
 
+def test_directions_are_independent_of_weights_made_from_the_same_seed():
+    bias = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        projector = nn.Sequential(nn.Linear(256, 400), nn.GELU(), nn.Linear(400, 400))
+        x = torch.randn(20, 256, generator=torch.Generator().manual_seed(99))
+        ratio = sensitivity.jvp(projector, x, seed=seed) / sensitivity.closed_form(projector, x)
+        bias.append(float(ratio.mean()) - 1)
+    assert abs(sum(bias) / len(bias)) < 0.006
+
+
 def test_estimates_repeat_and_seeds_matter():
     projector, x = mlp(), features()
     first = sensitivity.jvp(projector, x, directions=4)

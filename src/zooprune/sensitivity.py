@@ -25,6 +25,9 @@ Projector = Callable[[Tensor], Tensor]
 
 #: Tokens that pass through the projector at once; bounds the memory of the sampled estimators.
 _CHUNK = 2048
+#: Keeps the directions of a seed apart from weights initialised under that same seed: drawn from the same random bits,
+#: they would lie along the rows of the first weight and overstate the sensitivity by one or two per cent.
+_SALT = 0x5A4F4F
 _T = TypeVar("_T")
 
 
@@ -360,7 +363,7 @@ def _unit_directions(directions: int | Tensor, features: Tensor, seed: int) -> T
         drawn = directions.detach().to(features.device, torch.float32)
     else:
         _positive("directions", directions)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed ^ _SALT)
         drawn = torch.randn(directions, width, generator=generator, dtype=torch.float32, device="cpu")
     lengths = drawn.norm(dim=-1, keepdim=True)
     if not bool(((lengths > 0) & lengths.isfinite()).all()):
