@@ -8,7 +8,6 @@ Every figure is the peak of a process of its own, less what that process held wh
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +32,15 @@ def extra(estimator: str, tokens: int, dtype: str, directions: int) -> int:
     with torch.no_grad():
         projector = nn.Sequential(nn.Linear(VISION, TEXT), nn.GELU(), nn.Linear(TEXT, TEXT)).to(getattr(torch, dtype))
         features = torch.randn(tokens, VISION).to(getattr(torch, dtype))
-    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    held = _status("VmRSS")
     getattr(sensitivity, estimator)(projector, features, **options)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held
+    # Not getrusage: its peak starts from that of the process which started this one.
+    return _status("VmHWM") - held
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def main() -> None:
