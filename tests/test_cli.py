@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from zooprune import bundled as package
 from zooprune import cli
 
 QUESTION = "Is there a dog?"
+BUNDLED_FOLDER = Path(package.__file__).parent / "model"
 
 
 @pytest.fixture
@@ -107,6 +111,7 @@ BAD = {
     "model": (["--model", "nobody/nothing"], "cannot load model"),
     "dtype": (["--dtype", "float8"], "choose one of"),
     "device": (["--device", "toaster"], "use auto, cpu or cuda"),
+    "device without data": (["--device", "meta"], "no device 'meta'"),
     "save in nowhere": (["--save", "nowhere/out.png"], "does not exist; create it"),
     "save on a folder": (["--save", "."], "is a folder"),
 }
@@ -133,10 +138,79 @@ def test_a_text_only_model(command, tmp_path):
     assert code == 2 and "text-only model" in err and err.count("\n") == 1
 
 
+def corrupt(folder):
+    (folder / "model.safetensors").write_bytes(b"not weights")
+
+
+def cut(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def without_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def pickled(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def without_processor(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def not_json(folder):
+    (folder / "config.json").write_text("{")
+
+
+def deeper(folder):
+    edit_config(folder, lambda config: config["text_config"].update(num_hidden_layers=9))
+
+
+def wider(folder):
+    edit_config(folder, lambda config: config["text_config"].update(hidden_size=128))
+
+
+def with_code(folder):
+    edit_config(folder, lambda config: config.update(model_type="own", auto_map={"AutoConfig": "own.Own"}))
+    (folder / "own.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+
+
+def edit_config(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+BAD_CHECKPOINTS = {
+    corrupt: "files are whole",
+    cut: "files are whole",
+    without_weights: "no file named model.safetensors",
+    pickled: "no file named model.safetensors",
+    without_processor: "cannot load",
+    not_json: "not a valid JSON",
+    deeper: "lacks 45 weights",
+    wider: "fit its config.json",
+    with_code: "custom code",
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_CHECKPOINTS, ids=lambda spoil: spoil.__name__)
+def test_a_spoilt_checkpoint_is_one_line_and_exit_code_two(command, tmp_path, spoil):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(BUNDLED_FOLDER, folder)
+    spoil(folder)
+    code, out, err = command("ask", "--model", folder)
+    assert code == 2 and out == ""
+    assert BAD_CHECKPOINTS[spoil] in err and err.count("\n") == 1
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_no_gpu(command):
     code, _, err = command("ask", "--device", "cuda")
-    assert code == 2 and "no GPU" in err
+    assert code == 2 and "no device 'cuda'" in err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import warnings
 
 import numpy as np
@@ -47,9 +48,17 @@ def test_a_dark_sixteen_bit_image_stays_dark(tmp_path):
     assert np.asarray(load_image(tmp_path / "dark.png")).max() <= 1
 
 
-def test_float_images_keep_their_range(tmp_path):
-    Image.fromarray(np.full((4, 4), 100.0, dtype=np.float32)).save(tmp_path / "float.tiff")
-    assert load_image(tmp_path / "float.tiff").getpixel((0, 0)) == (100, 100, 100)
+@pytest.mark.parametrize(
+    ("largest", "value", "shown"), [(1, 0.4, 102), (255, 100, 100), (65535, 100 * 257, 100), (0, 0, 0)]
+)
+def test_float_images_keep_their_range(tmp_path, largest, value, shown):
+    values = np.full((4, 4), value, dtype=np.float32)
+    values[3] = [largest, np.nan, np.inf, -np.inf]
+    Image.fromarray(values).save(tmp_path / "float.tiff")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load_image(tmp_path / "float.tiff")
+    assert loaded.getpixel((0, 0)) == (shown, shown, shown)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -112,13 +121,28 @@ def bomb(folder):
     return path
 
 
+def pipe(folder):
+    path = folder / "pipe.png"
+    os.mkfifo(path)
+    return path
+
+
+def program(folder):
+    path = folder / "drawing.eps"
+    two_halves().save(path)
+    return path
+
+
 BAD = {
     "missing": (lambda folder: folder / "none.png", "does not exist"),
+    "long name": (lambda folder: folder / ("x" * 5000), "cannot be reached"),
     "a folder": (lambda folder: folder, "is a folder"),
     "text": (text, "not an image"),
     "empty": (empty, "not an image"),
     "truncated": (truncated, "cut short"),
     "too large": (bomb, "scale it down"),
+    "a pipe": (pipe, "not a regular file"),
+    "a program": (program, "not an image"),
 }
 
 

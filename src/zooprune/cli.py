@@ -101,7 +101,7 @@ def main() -> None:
     """Run the command line; bad input is one sentence and exit code 2."""
     try:
         app()
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import warnings
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 #: Larger images are refused by their header, before a pixel is decoded.
 MAX_PIXELS = 64_000_000
+#: What Pillow decodes by itself. EPS, for one, would be handed to Ghostscript and run.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
 
 
 def load_image(path: str | Path) -> Image.Image:
     """Read the first frame of an image file.
 
-    The EXIF rotation is applied, 16-bit channels are scaled to 8, and transparency is laid over white.
+    The EXIF rotation is applied, transparency is laid over white, and deeper channels are scaled to 8 bits: integers
+    from 16 bits, floats from 0 to 1, 0 to 255 or 16 bits, whichever of these holds them.
 
     Parameters
     ----------
@@ -29,18 +33,26 @@ def load_image(path: str | Path) -> Image.Image:
     Raises
     ------
     ValueError
-        If the file is missing, is no image, is cut short, or has more than `MAX_PIXELS` pixels.
+        If the file is missing, is not in one of `FORMATS`, is cut short, or has more than `MAX_PIXELS` pixels.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise ValueError(f"the image cannot be reached ({error.strerror}); check the path") from None
+    if stat.S_ISDIR(mode):
         raise ValueError(f"{path} is a folder; give one image file")
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; check the path")
+    if not stat.S_ISREG(mode):
+        # A pipe would block, and a device never end.
+        raise ValueError(f"{path} is not a regular file; save the image to one first")
+    Image.init()
     try:
         with warnings.catch_warnings():
             # Pillow warns of large images by itself; the check below speaks for it.
             warnings.simplefilter("ignore")
-            opened = Image.open(path)
+            opened = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
         with opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(
@@ -59,10 +71,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Return an image as 8-bit RGB: upright, opaque and scaled from deeper channels."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        # 16-bit files use the range up to 65535; Pillow's own conversion would clip them to white.
-        deep = image.mode != "F" or values.max(initial=0) > 255
-        image = Image.fromarray((values / (257 if deep else 1)).clip(0, 255).astype(np.uint8))
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        # Pillow's own conversion would clip what lies above 255 to white.
+        largest = values.max(initial=0) if image.mode == "F" else 65535
+        scale = 255 if largest <= 1 else 1 if largest <= 255 else 1 / 257
+        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, "white")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from zooprune.bundled import load_bundled
@@ -31,7 +32,8 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> tuple
     Raises
     ------
     ValueError
-        If the model cannot be found, is not a supported vision-language model, or dtype or device are not to be had.
+        If the model cannot be found or read, lacks weights, is not a supported vision-language model, or dtype or
+        device are not to be had.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -49,21 +51,36 @@ def _load_bundled(dtype: str) -> tuple[Any, ProcessorMixin]:
 
 def _load_checkpoint(name: str, dtype: str) -> tuple[Any, ProcessorMixin]:
     try:
-        config = AutoConfig.from_pretrained(name)
+        # Said outright: asked for nothing, transformers would ask whoever sits at the terminal.
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
         raise ValueError(
             f"cannot load model {name!r} ({reason}); give {BUNDLED!r}, a folder with a checkpoint or a hub id"
         ) from None
     if not hasattr(config, "vision_config"):
         raise ValueError(f"{name} is a text-only model ({config.model_type}); give a vision-language model")
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=DTYPES[dtype], use_safetensors=True)
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
         # The Pillow image processors need no torchvision and are the ones the figures were measured with.
-        processor = AutoProcessor.from_pretrained(name, backend="pil")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load model {name!r}: {str(error).splitlines()[0]}") from None
+        processor = AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"cannot load model {name!r} ({_first_line(error)}); check that its files are whole and fit its config.json"
+        ) from None
+    if found["missing_keys"]:
+        # transformers would fill these in at random and answer nonsense.
+        some = ", ".join(sorted(found["missing_keys"])[:3])
+        raise ValueError(
+            f"the checkpoint {name!r} lacks {len(found['missing_keys'])} weights ({some}); download it again"
+        )
     return model, processor
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(" :.")
 
 
 def _device(device: str) -> torch.device:
@@ -73,6 +90,8 @@ def _device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         raise ValueError(f"unknown device {device!r}; use auto, cpu or cuda") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no GPU is available to torch here; use --device cpu")
+    try:
+        torch.empty(0, device=chosen).cpu()
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"torch has no device {device!r} here; use --device cpu") from None
     return chosen
