@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from zooprune.bundled.questions import KINDS, ask_about
-from zooprune.bundled.scenes import PATCH, Scene, Split, draw_scene
+from zooprune.bundled.scenes import PATCH, SIDE, Scene, Split, draw_scene
 from zooprune.bundled.vocabulary import COLOURS, NAMES, sign_pieces
 
 QUESTIONS = 10
+#: Signs in a scene that is there to teach reading.
+SIGNS = 4
+#: Stands for "no place" where a coordinate would be.
+NOWHERE = -1.0
 #: Tokens of a question with its answer, padded.
 BLOCK = 17
 IGNORED = -100
@@ -60,10 +65,16 @@ def label_patches(scene: Scene, ids: dict[str, int]) -> PatchLabels:
 
 
 class Examples(Dataset):
-    """Example `i` is scene `first + i` of a split."""
+    """Example `i` is scene `first + i` of a split.
 
-    def __init__(self, tokenizer, split: Split, side: int, first: int, count: int, signs: int | None = None) -> None:
-        self.tokenizer, self.split, self.side, self.signs = tokenizer, split, side, signs
+    Every `reading`-th scene shows little but signs, none if it is 0. Questions come with it if `answers` are wanted.
+    """
+
+    def __init__(
+        self, tokenizer, split: Split, *, side: int, first: int, count: int, reading: int, answers: bool
+    ) -> None:
+        self.tokenizer, self.split, self.side = tokenizer, split, side
+        self.reading, self.answers = reading, answers
         self.first, self.count = first, count
         self.ids = tokenizer.get_vocab()
         self.cue = tokenizer("ASSISTANT:", add_special_tokens=False).input_ids
@@ -73,26 +84,33 @@ class Examples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         seed = self.first + index
-        scene = draw_scene(seed, self.split, self.side, self.signs)
+        signs = SIGNS if self.reading and seed % self.reading == 0 else None
+        scene = draw_scene(seed, self.split, self.side, signs)
         labels = label_patches(scene, self.ids)
         present = np.zeros(len(NAMES), dtype=np.float32)
         present[[NAMES.index(thing.name) for thing in scene.things]] = 1
-        tokens, targets, kinds = self._questions(scene, np.random.default_rng([seed, 7]))
-        return {
+        example = {
             "pixels": torch.from_numpy(np.asarray(scene.image).copy()),
+            "origin": torch.tensor([scene.origin[1] // PATCH, scene.origin[0] // PATCH]),
             "name": torch.from_numpy(labels.name.reshape(-1)),
             "colour": torch.from_numpy(labels.colour.reshape(-1)),
             "order": torch.from_numpy(labels.order.reshape(-1)),
             "centre": torch.from_numpy(labels.centre.reshape(-1)),
             "present": torch.from_numpy(present),
-            "tokens": tokens,
-            "targets": targets,
-            "kinds": kinds,
         }
+        return example | (self._questions(scene, np.random.default_rng([seed, 7])) if self.answers else {})
 
-    def _questions(self, scene: Scene, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _questions(self, scene: Scene, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Return token ids, targets, where the thing a token names lies (row and column, 0 to 1), and the kinds."""
+        counts = Counter(thing.name for thing in scene.things)
+        places = {
+            self.ids[thing.name]: [(thing.centre[axis] + scene.origin[axis]) / SIDE for axis in (1, 0)]
+            for thing in scene.things
+            if counts[thing.name] == 1
+        }
         tokens = torch.full((QUESTIONS, BLOCK), self.tokenizer.pad_token_id)
         targets = torch.full((QUESTIONS, BLOCK), IGNORED)
+        where = torch.full((QUESTIONS, BLOCK, 2), NOWHERE)
         kinds = torch.full((QUESTIONS,), -1)
         order = [*rng.permutation(len(KINDS)), *rng.integers(len(KINDS), size=2 * QUESTIONS)]
         row = 0
@@ -107,8 +125,11 @@ class Examples(Dataset):
             tokens[row, : len(full)] = torch.tensor(full)
             # The token at a place is asked to predict the next one.
             targets[row, len(prompt) - 1 : len(full) - 1] = torch.tensor(answer)
+            for place, token in enumerate(prompt):
+                if token in places:
+                    where[row, place] = torch.tensor(places[token])
             kinds[row] = int(kind)
             row += 1
             if row == QUESTIONS:
                 break
-        return tokens, targets, kinds
+        return {"tokens": tokens, "targets": targets, "where": where, "kinds": kinds}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from transformers import (
@@ -96,4 +97,18 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
         image_seq_length=(SIDE // PATCH) ** 2,
         tie_word_embeddings=True,
     )
-    return LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config)
+    positions = model.model.vision_tower.embeddings.position_embedding.weight
+    with torch.no_grad():
+        # Random positions would first have to learn which patches are neighbours.
+        positions[1:] = 0.5 * waves(SIDE // PATCH, WIDTH)
+    return model
+
+
+def waves(side: int, width: int) -> torch.Tensor:
+    """Return sines and cosines of row and column, (side * side, width)."""
+    rates = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    angle = torch.arange(side)[:, None] * rates
+    one_axis = torch.cat([angle.sin(), angle.cos()], dim=1)
+    rows = one_axis[:, None].expand(-1, side, -1)
+    return torch.cat([rows, rows.transpose(0, 1)], dim=2).flatten(0, 1)

@@ -13,18 +13,20 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import IGNORED, QUESTIONS, Examples
+from data import IGNORED, NOWHERE, QUESTIONS, Examples
 from model import build_model, build_processor
 from zooprune.bundled.questions import KINDS
-from zooprune.bundled.scenes import SIDE
+from zooprune.bundled.scenes import PATCH, SIDE
 from zooprune.bundled.vocabulary import CHARACTERS, COLOURS, NAMES
 
 
@@ -32,9 +34,8 @@ from zooprune.bundled.vocabulary import CHARACTERS, COLOURS, NAMES
 class Stage:
     """A stretch of training at one image size.
 
-    `answers` says whether the language model takes part, `character` how much a patch that shows a character weighs,
-    `signs` how many signs a scene has if not one or none, and `horizon` lays the cosine of the learning rate out over
-    more steps than are taken.
+    `rate` is the learning rate at its start and `final` the share of it left at its end, `answers` says whether the
+    language model takes part, and every `reading`-th scene shows little but signs (0: none does).
     """
 
     name: str
@@ -42,23 +43,26 @@ class Stage:
     steps: int
     batch: int
     rate: float
+    final: float
     answers: bool
-    character: float = 1.0
-    signs: int | None = None
-    horizon: int | None = None
+    reading: int
 
 
 STAGES = (
-    Stage("tower", side=168, steps=2600, batch=32, rate=1e-3, answers=False),
-    Stage("answers", side=168, steps=1208, batch=32, rate=1e-3, answers=True, horizon=1700),
-    Stage("characters", side=168, steps=500, batch=32, rate=8e-4, answers=False, character=6.0, signs=4),
-    Stage("reading", side=168, steps=800, batch=32, rate=8e-4, answers=True, character=3.0),
-    Stage("full size", side=SIDE, steps=211, batch=16, rate=6e-4, answers=True, character=3.0, horizon=340),
+    Stage("tower", side=168, steps=3000, batch=32, rate=1e-3, final=0.3, answers=False, reading=2),
+    Stage("answers", side=168, steps=1900, batch=32, rate=1e-3, final=0.3, answers=True, reading=4),
+    Stage("full size", side=SIDE, steps=1000, batch=16, rate=6e-4, final=0.0, answers=True, reading=0),
 )
 WARMUP = 100
-#: Most patches show nothing; they should not drown the rest.
-NOTHING_WEIGHT = 0.15
-VALIDATION_FIRST, VALIDATION_SCENES = 1_000_000, 64
+#: Muon bears a higher learning rate than AdamW; a stage's own is AdamW's.
+MUON_RATE = 4.0
+#: Most patches show nothing; they should not drown the rest. Characters are the hardest to tell apart.
+NOTHING_WEIGHT, CHARACTER_WEIGHT = 0.15, 3.0
+#: But for every third batch, the language model sees a third of the visual tokens, mostly those that show something.
+THINNED = 3
+#: After so many layers of the language model a token that names a thing must know where the thing is.
+GROUNDED_AFTER = 2
+VALIDATION_FIRST, VALIDATION_SCENES = 1_000_000, 128
 
 
 class Probes(nn.Module):
@@ -69,6 +73,8 @@ class Probes(nn.Module):
         self.colour = nn.Linear(text_width, 1 + len(COLOURS))
         self.order = nn.Linear(text_width, 5)
         self.centre = nn.Linear(text_width, 2)
+        self.patch_where = nn.Linear(text_width, 2)
+        self.name_where = nn.Linear(text_width, 2)
         self.present = nn.Linear(vision_width, len(NAMES))
 
 
@@ -79,7 +85,8 @@ class Trainer:
         self.processor = build_processor()
         self.model = build_model(self.processor.tokenizer).to(device)
         config = self.model.config
-        self.decoder = torch.compile(self.model.model.language_model, dynamic=False)
+        self.encode = torch.compile(self._encode, dynamic=False)
+        self.decode = torch.compile(self._decode, dynamic=False)
         self.probes = Probes(config.vision_config.hidden_size, config.text_config.hidden_size).to(device)
         images = self.processor.image_processor
         self.mean = torch.tensor(images.image_mean, device=device).view(3, 1, 1)
@@ -88,7 +95,9 @@ class Trainer:
         tokenizer = self.processor.tokenizer
         self.nothing = tokenizer.convert_tokens_to_ids("nothing")
         spelt = [piece for one in CHARACTERS for piece in (one, f"##{one}")]
-        self.characters = torch.tensor(tokenizer.convert_tokens_to_ids(spelt), device=device)
+        self.name_weight = torch.ones(len(tokenizer), device=device)
+        self.name_weight[tokenizer.convert_tokens_to_ids(spelt)] = CHARACTER_WEIGHT
+        self.name_weight[self.nothing] = NOTHING_WEIGHT
         self.prefix = torch.tensor(tokenizer("USER:").input_ids, device=device)
         self.masks: dict[int, Tensor] = {}
 
@@ -96,33 +105,70 @@ class Trainer:
         named = {f"model.{name}": value for name, value in self.model.named_parameters()}
         return named | {f"probes.{name}": value for name, value in self.probes.named_parameters()}
 
-    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return Muon for the matrices of the layers, and AdamW for all else."""
+        matrices, tables, vectors = [], [], []
+        for name, value in self.parameters().items():
+            inside = ".layers." in name or "multi_modal_projector" in name
+            kind = matrices if inside and value.ndim == 2 else tables if value.ndim > 1 else vectors
+            kind.append(value)
+        return [
+            torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(
+                [{"params": tables, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.98)
+            ),
+        ]
+
+    def patch_places(self, side: int, origin: Tensor) -> Tensor:
+        """Return row and column of every patch in the full scene, (B, N, 2)."""
+        line = torch.arange(side // PATCH, device=self.device)
+        return torch.cartesian_prod(line, line) + origin[:, None]
+
+    def see(self, pixels: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Return the visual tokens (B, N, d_text) and the tower's pooled output (B, d_vision)."""
         images = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        # Smaller images sample the one table of position embeddings more coarsely.
-        small = pixels.shape[1] != SIDE
-        seen = self.model.model.vision_tower(images, interpolate_pos_encoding=small)
-        return self.model.model.multi_modal_projector(seen.last_hidden_state[:, 1:]), seen.pooler_output
+        return self.encode(images, places)
 
-    def patch_loss(self, visual: Tensor, pooled: Tensor, batch: dict[str, Tensor], character: float) -> Tensor:
-        """Every visual token says the word for what it shows, in the language model's own embedding."""
+    def _encode(self, images: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        # The tower's own forward, but a window of a scene takes the position embeddings of its place in the whole.
+        tower = self.model.model.vision_tower
+        embeddings = tower.embeddings
+        patches = embeddings.patch_embedding(images).flatten(2).transpose(1, 2)
+        whole = embeddings.class_embedding.expand(len(images), 1, -1).to(patches.dtype)
+        numbers = 1 + places[..., 0] * (SIDE // PATCH) + places[..., 1]
+        positions = embeddings.position_embedding(F.pad(numbers, (1, 0)))
+        hidden = tower.pre_layrnorm(torch.cat([whole, patches], dim=1) + positions)
+        for layer in tower.encoder.layers:
+            hidden = layer(hidden, None)
+        return self.model.model.multi_modal_projector(hidden[:, 1:]), tower.post_layernorm(hidden[:, 0])
+
+    def _decode(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        # The language model's own forward, which also shows what it knows half-way.
+        language = self.model.model.language_model
+        rotary = language.rotary_emb(hidden, position_ids=positions)
+        for number, layer in enumerate(language.layers, start=1):
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, use_cache=False)
+            if number == GROUNDED_AFTER:
+                halfway = hidden
+        return language.norm(hidden), halfway
+
+    def patch_losses(self, visual: Tensor, pooled: Tensor, places: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Every visual token says the word for what it shows, in the decoder's own embedding, and where that is."""
         words = self.model.get_input_embeddings().weight
-        weight = torch.ones(len(words), device=self.device)
-        weight[self.nothing] = NOTHING_WEIGHT
-        weight[self.characters] = character
-        loss = F.cross_entropy((visual @ words.T).flatten(0, 1).float(), batch["name"].flatten(), weight=weight)
-        shown = batch["name"].flatten() != self.nothing
-        for kind in ("colour", "order", "centre"):
-            those = shown
-            if kind == "order" and character > 1:
-                those = batch["order"].flatten() > 0
+        names = batch["name"].flatten()
+        loss = F.cross_entropy((visual @ words.T).flatten(0, 1).float(), names, weight=self.name_weight)
+        for kind, those in (("colour", names != self.nothing), ("order", batch["order"].flatten() > 0),
+                            ("centre", names != self.nothing)):  # fmt: skip
             logits = getattr(self.probes, kind)(visual).flatten(0, 1)[those].float()
             loss = loss + 0.5 * F.cross_entropy(logits, batch[kind].flatten()[those])
-        present = self.probes.present(pooled).float()
-        return loss + F.binary_cross_entropy_with_logits(present, batch["present"])
+        loss = loss + place_loss(self.probes.patch_where(visual), (places + 0.5) * (PATCH / SIDE))
+        return loss + F.binary_cross_entropy_with_logits(self.probes.present(pooled).float(), batch["present"])
 
-    def answer_logits(self, visual: Tensor, tokens: Tensor, stretch: Tensor) -> Tensor:
-        """Return logits (B, questions, block, vocabulary); a question sees the image and itself, no other question."""
+    def answer(self, visual: Tensor, tokens: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, questions, block, vocabulary) and the hidden states half-way through.
+
+        A question sees the image and itself, no other question.
+        """
         rows, patches = visual.shape[:2]
         block = tokens.shape[-1]
         embed = self.model.get_input_embeddings()
@@ -133,12 +179,9 @@ class Trainer:
         seen = lead + torch.arange(patches, device=self.device) * stretch[:, None]
         asked = (seen[:, -1:] + 1 + torch.arange(block, device=self.device)).repeat(1, QUESTIONS)
         positions = torch.cat([torch.arange(lead, device=self.device).expand(rows, -1), seen, asked], dim=1)
-        hidden = self.decoder(
-            inputs_embeds=inputs, attention_mask=self._mask(lead + patches, block), position_ids=positions,
-            use_cache=False,
-        ).last_hidden_state  # fmt: skip
-        asked_hidden = hidden[:, lead + patches :].unflatten(1, (QUESTIONS, block))
-        return self.model.lm_head(asked_hidden)
+        final, halfway = self.decode(inputs, self._mask(lead + patches, block), positions)
+        final, halfway = (hidden[:, lead + patches :].unflatten(1, (QUESTIONS, block)) for hidden in (final, halfway))
+        return self.model.lm_head(final), halfway
 
     def _mask(self, shared: int, block: int) -> Tensor:
         if shared not in self.masks:
@@ -149,16 +192,28 @@ class Trainer:
             self.masks[shared] = (visible & (place[None] <= place[:, None]))[None, None]
         return self.masks[shared]
 
-    def loss(self, batch: dict[str, Tensor], stage: Stage, generator: torch.Generator) -> dict[str, Tensor]:
-        visual, pooled = self.see(batch["pixels"])
-        losses = {"patch": self.patch_loss(visual, pooled, batch, stage.character)}
+    def thin(self, visual: Tensor, names: Tensor, generator: torch.Generator) -> Tensor:
+        """Return some of the visual tokens in their order, mostly those that show something."""
+        luck = torch.rand(names.shape, generator=generator).to(self.device) + 0.7 * (names != self.nothing)
+        kept = luck.topk(names.shape[1] // THINNED).indices.sort().values
+        return visual.gather(1, kept[..., None].expand(-1, -1, visual.shape[-1]))
+
+    def losses(self, batch: dict[str, Tensor], stage: Stage, step: int) -> dict[str, Tensor]:
+        places = self.patch_places(stage.side, batch["origin"])
+        visual, pooled = self.see(batch["pixels"], places)
+        losses = {"patch": self.patch_losses(visual, pooled, places, batch)}
         if stage.answers:
+            generator = torch.Generator().manual_seed(step)
+            if step % THINNED:
+                visual = self.thin(visual, batch["name"], generator)
             draws = torch.rand(2, len(visual), generator=generator).to(self.device)
             stretch = torch.where(draws[0] < 0.5, 1.0, 0.1 + 0.9 * draws[1])
-            logits = self.answer_logits(visual, batch["tokens"], stretch)
+            logits, halfway = self.answer(visual, batch["tokens"], stretch)
             losses["answer"] = F.cross_entropy(
                 logits.float().flatten(0, 2), batch["targets"].flatten(), ignore_index=IGNORED
             )
+            named = batch["where"][..., 0] != NOWHERE
+            losses["ground"] = place_loss(self.probes.name_where(halfway[named]), batch["where"][named])
         return losses
 
     @torch.no_grad()
@@ -166,26 +221,25 @@ class Trainer:
         """Return the accuracy per kind of question, and of patch names, on held-out material."""
         right = torch.zeros(len(KINDS))
         asked = torch.zeros(len(KINDS))
-        named = shown = 0
+        named: dict[str, list[Tensor]] = {"things": [], "characters": []}
         for raw in loader:
             batch = {key: value.to(self.device) for key, value in raw.items()}
             with torch.autocast(self.device.type, torch.bfloat16):
-                visual, _ = self.see(batch["pixels"])
+                visual, _ = self.see(batch["pixels"], self.patch_places(stage.side, batch["origin"]))
                 guess = (visual @ self.model.get_input_embeddings().weight.T).argmax(-1)
                 if stage.answers:
-                    stretch = torch.ones(len(visual), device=self.device)
-                    logits = self.answer_logits(visual, batch["tokens"], stretch)
-            somewhere = batch["name"] != self.nothing
-            named += int((guess == batch["name"])[somewhere].sum())
-            shown += int(somewhere.sum())
+                    logits, _ = self.answer(visual, batch["tokens"], torch.ones(len(visual), device=self.device))
+            hit = guess == batch["name"]
+            spelt = batch["order"] > 0
+            named["characters"].append(hit[spelt].float())
+            named["things"].append(hit[~spelt & (batch["name"] != self.nothing)].float())
             if stage.answers:
-                scored = batch["targets"] != IGNORED
-                exact = ((logits.argmax(-1) == batch["targets"]) | ~scored).all(-1)
+                exact = ((logits.argmax(-1) == batch["targets"]) | (batch["targets"] == IGNORED)).all(-1)
                 for kind in range(len(KINDS)):
                     those = batch["kinds"] == kind
                     right[kind] += exact[those].sum().cpu()
                     asked[kind] += those.sum().cpu()
-        figures = {"patches": named / shown}
+        figures = {f"patches of {kind}": float(torch.cat(hits).mean()) for kind, hits in named.items()}
         if stage.answers:
             share = right / asked
             figures |= {kind: float(value) for kind, value in zip(KINDS, share, strict=True)}
@@ -193,47 +247,51 @@ class Trainer:
         return figures
 
 
-def save_checkpoint(folder: Path, trainer: Trainer, optimizer: torch.optim.AdamW, step: int) -> None:
+def place_loss(found: Tensor, wanted: Tensor) -> Tensor:
+    """Return how far places are from where they should be; both are (..., 2) in shares of the image's side."""
+    return 10 * F.smooth_l1_loss(found.float(), wanted, beta=0.05)
+
+
+def save_checkpoint(folder: Path, trainer: Trainer, optimizers: list[torch.optim.Optimizer], step: int) -> None:
     """Write everything needed to go on; the old checkpoint stays until the new one is whole."""
     tensors = {name: value.detach().contiguous() for name, value in trainer.parameters().items()}
     for name, parameter in trainer.parameters().items():
-        for key in ("exp_avg", "exp_avg_sq"):
-            if parameter in optimizer.state:
-                tensors[f"{key}/{name}"] = optimizer.state[parameter][key].contiguous()
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = value.contiguous()
     temporary = folder / "checkpoint.tmp"
     save_file(tensors, temporary, {"step": str(step)})
     os.replace(temporary, folder / "checkpoint.safetensors")
 
 
-def load_checkpoint(folder: Path, trainer: Trainer, optimizer: torch.optim.AdamW) -> int:
+def load_checkpoint(folder: Path, trainer: Trainer, optimizers: list[torch.optim.Optimizer]) -> int:
     """Restore the last checkpoint and return the next step, 0 when there is none."""
-    from safetensors import safe_open
-
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0
     with safe_open(path, "pt") as opened:
         step = int(opened.metadata()["step"])
     tensors = load_file(path, device=str(trainer.device))
+    named = trainer.parameters()
+    owner = {id(value): o for o in optimizers for group in o.param_groups for value in group["params"]}
     with torch.no_grad():
-        for name, parameter in trainer.parameters().items():
-            parameter.copy_(tensors[name])
-            if f"exp_avg/{name}" in tensors:
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": tensors[f"exp_avg/{name}"],
-                    "exp_avg_sq": tensors[f"exp_avg_sq/{name}"],
-                }
+        for key, tensor in tensors.items():
+            state, slash, name = key.rpartition("/")
+            if slash:
+                # AdamW keeps its count of steps on the CPU.
+                kept = tensor.cpu() if state == "step" else tensor
+                owner[id(named[name])].state[named[name]][state] = kept
+            else:
+                named[name].copy_(tensor)
     return step
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Warm up, then fall along a cosine to a twentieth; the last stage falls to nothing."""
+    """Warm up, then fall along a cosine to the stage's final share."""
     if step < WARMUP:
         return stage.rate * (step + 1) / WARMUP
-    floor = 0.0 if stage is STAGES[-1] else 0.3
-    progress = (step - WARMUP) / max(1, (stage.horizon or stage.steps) - WARMUP)
-    return stage.rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    progress = (step - WARMUP) / max(1, stage.steps - WARMUP)
+    return stage.rate * (stage.final + (1 - stage.final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def main() -> None:
@@ -246,23 +304,21 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(device)
     tokenizer = trainer.processor.tokenizer
-    decay = [value for value in trainer.parameters().values() if value.ndim > 1]
-    rest = [value for value in trainer.parameters().values() if value.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=1e-3, betas=(0.9, 0.98)
-    )
-    done = load_checkpoint(arguments.out, trainer, optimizer)
+    optimizers = trainer.optimizers()
+    done = load_checkpoint(arguments.out, trainer, optimizers)
     print(f"{sum(value.numel() for value in trainer.model.parameters()) / 1e6:.2f} M parameters, step {done}, {device}")
     before = images_before = 0
     for stage in STAGES:
         if done < before + stage.steps:
             skip = max(0, done - before)
             left = (stage.steps - skip) * stage.batch
-            train = Examples(tokenizer, "train", stage.side, images_before + skip * stage.batch, left, stage.signs)
-            held_out = Examples(tokenizer, "test", stage.side, VALIDATION_FIRST, VALIDATION_SCENES, stage.signs)
-            loader = DataLoader(train, stage.batch, num_workers=arguments.workers, prefetch_factor=8)
+            first = images_before + skip * stage.batch
+            draw = partial(Examples, tokenizer, side=stage.side, reading=stage.reading, answers=stage.answers)
+            train = draw("train", first=first, count=left)
+            held_out = draw("test", first=VALIDATION_FIRST, count=VALIDATION_SCENES)
+            loader = DataLoader(train, stage.batch, num_workers=arguments.workers, prefetch_factor=16)
             checking = DataLoader(held_out, stage.batch)
-            run_stage(stage, trainer, optimizer, loader, checking, arguments.out, before, skip)
+            run_stage(stage, trainer, optimizers, loader, checking, arguments.out, before, skip)
         before += stage.steps
         images_before += stage.steps * stage.batch
 
@@ -270,7 +326,7 @@ def main() -> None:
 def run_stage(
     stage: Stage,
     trainer: Trainer,
-    optimizer: torch.optim.AdamW,
+    optimizers: list[torch.optim.Optimizer],
     loader: DataLoader,
     checking: DataLoader,
     out: Path,
@@ -280,22 +336,26 @@ def run_stage(
     """Train one stage from its step `first`, logging and saving as it goes."""
     # On a CPU plain attention is the faster one while sequences are short.
     short = stage.side < SIDE and trainer.device.type == "cpu"
-    trainer.model.model.vision_tower.set_attn_implementation("eager" if short else "sdpa")
+    for part in (trainer.model.model.vision_tower, trainer.model.model.language_model):
+        part.set_attn_implementation("eager" if short else "sdpa")
     began, saved = time.time(), time.time()
     running: dict[str, float] = {}
     for step, raw in enumerate(loader, start=first):
         batch = {key: value.to(trainer.device) for key, value in raw.items()}
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step)
-        generator = torch.Generator().manual_seed(before + step)
         with torch.autocast(trainer.device.type, torch.bfloat16):
-            losses = trainer.loss(batch, stage, generator)
-        optimizer.zero_grad(set_to_none=True)
+            losses = trainer.losses(batch, stage, before + step)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            faster = MUON_RATE if isinstance(optimizer, torch.optim.Muon) else 1.0
+            for group in optimizer.param_groups:
+                group["lr"] = faster * learning_rate(stage, step)
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(list(trainer.parameters().values()), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         for key, value in losses.items():
-            running[key] = running.get(key, float(value)) * 0.95 + 0.05 * float(value)
+            latest = float(value.detach())
+            running[key] = running.get(key, latest) * 0.95 + 0.05 * latest
         last = step + 1 == stage.steps
         if (step + 1) % 100 == 0 or last:
             figures = trainer.validate(stage, checking) if (step + 1) % 200 == 0 or last else {}
@@ -307,7 +367,7 @@ def run_stage(
             shown = {key: round(value, 3) for key, value in (running | figures).items()}
             print(f"{stage.name} {step + 1}/{stage.steps}, {(stage.steps - step - 1) / pace / 60:.0f} min left", shown)
         if last or time.time() - saved > 120:
-            save_checkpoint(out, trainer, optimizer, before + step + 1)
+            save_checkpoint(out, trainer, optimizers, before + step + 1)
             saved = time.time()
 
 

@@ -60,8 +60,9 @@ def _load_checkpoint(name: str, dtype: str) -> tuple[Any, ProcessorMixin]:
         ) from None
     if not hasattr(config, "vision_config"):
         raise ValueError(f"{name} is a text-only model ({config.model_type}); give a vision-language model")
+    loaded: Any
     try:
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        loaded = AutoModelForImageTextToText.from_pretrained(
             name, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         # The Pillow image processors need no torchvision and are the ones the figures were measured with.

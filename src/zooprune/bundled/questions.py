@@ -64,11 +64,10 @@ def _existence(scene: Scene, counts: Counter[str], unique: list[Thing], rng: np.
 
 
 def _place(scene: Scene, counts: Counter[str], unique: list[Thing], rng: np.random.Generator) -> Question | None:
-    side = scene.image.width
     inside: dict[int, list[Thing]] = {}
     near_border = set()
     for thing in scene.things:
-        column, row = (value / side * 3 for value in thing.centre)
+        column, row = ((value + start) / SIDE * 3 for value, start in zip(thing.centre, scene.origin, strict=True))
         cell = int(row) * 3 + int(column)
         inside.setdefault(cell, []).append(thing)
         # A thing almost on a border could be said to lie on either side of it.

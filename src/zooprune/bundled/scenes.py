@@ -82,10 +82,14 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and everything that was put into it."""
+    """An image and everything that was put into it.
+
+    A scene smaller than `SIDE` is a window of a full one; `origin` is where its top left corner lies there.
+    """
 
     image: Image.Image
     things: tuple[Thing, ...]
+    origin: tuple[int, int] = (0, 0)
 
 
 def draw_scene(seed: int, split: Split, side: int = SIDE, signs: int | None = None) -> Scene:
@@ -98,11 +102,13 @@ def draw_scene(seed: int, split: Split, side: int = SIDE, signs: int | None = No
     split : {"train", "test"}
         Which photographs, digits and sign texts may appear.
     side : int
-        Width and height in pixels. A smaller scene holds fewer things of the same size.
+        Width and height in pixels. A smaller scene is a window of a full one, with its corner on a patch's corner:
+        it holds fewer things of the same size.
     signs : int, optional
         Draw that many signs and little else, to learn to read; by default a scene has one or none.
     """
     rng = np.random.default_rng([seed, side, split == "test"])
+    column, row = (int(number) * PATCH for number in rng.integers((SIDE - side) // PATCH + 1, size=2))
     canvas = _background(rng, split, side)
     things: list[Thing] = []
     for place in _plan(rng, split, side) if signs is None else _signs_alone(rng, split, signs):
@@ -113,7 +119,7 @@ def draw_scene(seed: int, split: Split, side: int = SIDE, signs: int | None = No
         canvas.paste(drawn.image, box[:2], drawn.image)
         glyphs = tuple((x0 + box[0], y0 + box[1], x1 + box[0], y1 + box[1]) for x0, y0, x1, y1 in drawn.glyphs)
         things.append(Thing(drawn.name, box, drawn.colour, drawn.text, glyphs))
-    return Scene(canvas, tuple(things))
+    return Scene(canvas, tuple(things), (column, row))
 
 
 @dataclass(frozen=True)
@@ -153,10 +159,9 @@ def _signs_alone(rng: np.random.Generator, split: Split, signs: int) -> list[Cal
 def _background(rng: np.random.Generator, split: Split, side: int) -> Image.Image:
     photographs = _photographs(split)
     photograph = photographs[int(rng.integers(len(photographs)))]
-    height, width = photograph.shape[:2]
-    crop = int(rng.uniform(0.5, 1.0) * min(height, width))
-    top, left = int(rng.integers(height - crop + 1)), int(rng.integers(width - crop + 1))
-    image = Image.fromarray(photograph[top : top + crop, left : left + crop]).resize((side, side))
+    crop = int(rng.uniform(0.5, 1.0) * min(photograph.size) * side / SIDE)
+    left, top = (int(rng.integers(length - crop + 1)) for length in photograph.size)
+    image = photograph.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + crop, top + crop))
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = np.asarray(image, dtype=np.float32) * rng.uniform(0.7, 1.2, size=3) + rng.uniform(-20, 20)
@@ -189,7 +194,7 @@ def _sign(rng: np.random.Generator, split: Split) -> _Drawn:
     colour = COLOURS[int(rng.integers(len(COLOURS)))]
     board = _SIGN_COLOURS[colour]
     ink = (15, 15, 15) if sum(board) > 420 else (250, 250, 250)
-    font = _font(FONTS[int(rng.integers(len(FONTS)))], int(rng.integers(24, 31)))
+    font = _font(FONTS[int(rng.integers(len(FONTS)))], int(rng.integers(30, 39)))
     spacing = int(rng.integers(2, 5))
     boxes = [tuple(int(edge) for edge in font.getbbox(character)) for character in text]
     top, bottom = min(box[1] for box in boxes), max(box[3] for box in boxes)
@@ -250,11 +255,16 @@ def _free_box(
 
 
 @cache
-def _photographs(split: Split) -> list[np.ndarray]:
+def _photographs(split: Split) -> list[Image.Image]:
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
-    return [np.asarray(Image.open(folder / name).convert("RGB")) for name in PHOTOGRAPHS[split]]
+    photographs = [Image.open(folder / name).convert("RGB") for name in PHOTOGRAPHS[split]]
+    for photograph in photographs:
+        # No scene shows more than this, and small photographs are quick to crop.
+        longest = 2 * SIDE * max(photograph.size) // min(photograph.size)
+        photograph.thumbnail((longest, longest))
+    return photographs
 
 
 @cache
