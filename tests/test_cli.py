@@ -184,14 +184,14 @@ def edit_config(folder, change):
 
 
 BAD_CHECKPOINTS = {
-    corrupt: "files are whole",
-    cut: "files are whole",
+    corrupt: "must be whole",
+    cut: "must be whole",
     without_weights: "no file named model.safetensors",
     pickled: "no file named model.safetensors",
     without_processor: "cannot load",
     not_json: "not a valid JSON",
     deeper: "lacks 45 weights",
-    wider: "fit its config.json",
+    wider: "fit config.json",
     with_code: "custom code",
 }
 

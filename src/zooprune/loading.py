@@ -68,15 +68,13 @@ def _load_checkpoint(name: str, dtype: str) -> tuple[Any, ProcessorMixin]:
         # The Pillow image processors need no torchvision and are the ones the figures were measured with.
         processor = AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"cannot load model {name!r} ({_first_line(error)}); check that its files are whole and fit its config.json"
-        ) from None
-    if found["missing_keys"]:
+        reason = _first_line(error)
+        raise ValueError(f"cannot load model {name!r} ({reason}); its files must be whole and fit config.json") from None
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
         # transformers would fill these in at random and answer nonsense.
-        some = ", ".join(sorted(found["missing_keys"])[:3])
-        raise ValueError(
-            f"the checkpoint {name!r} lacks {len(found['missing_keys'])} weights ({some}); download it again"
-        )
+        raise ValueError(f"the checkpoint {name!r} lacks {len(missing)} weights, {missing[0]} first; download it again")
     return model, processor
 
 
