@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -193,3 +194,11 @@ def test_loading_draws_no_random_numbers(bundled):
     state = torch.get_rng_state()
     zooprune.load_bundled()
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_readme_example_runs(capsys):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    answer, selection = capsys.readouterr().out.split("\n", 1)
+    assert answer == demo_scene()[2] and selection.startswith("Selection(")

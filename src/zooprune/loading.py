@@ -69,7 +69,9 @@ def _load_checkpoint(name: str, dtype: str) -> tuple[Any, ProcessorMixin]:
         processor = AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = _first_line(error)
-        raise ValueError(f"cannot load model {name!r} ({reason}); its files must be whole and fit config.json") from None
+        raise ValueError(
+            f"cannot load model {name!r} ({reason}); its files must be whole and fit config.json"
+        ) from None
     model, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:
