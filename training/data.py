@@ -14,7 +14,6 @@ from zooprune.bundled.questions import KINDS, ask_about
 from zooprune.bundled.scenes import PATCH, SIDE, Scene, Split, draw_scene
 from zooprune.bundled.vocabulary import COLOURS, NAMES, sign_pieces
 
-QUESTIONS = 10
 #: Signs in a scene that is there to teach reading.
 SIGNS = 4
 #: Stands for "no place" where a coordinate would be.
@@ -67,14 +66,25 @@ def label_patches(scene: Scene, ids: dict[str, int]) -> PatchLabels:
 class Examples(Dataset):
     """Example `i` is scene `first + i` of a split.
 
-    Every `reading`-th scene shows little but signs, none if it is 0. Questions come with it if `answers` are wanted.
+    Every `reading`-th scene shows little but signs, none if it is 0. So many `questions` come with each,
+    one of every kind and then of those in `focus`.
     """
 
     def __init__(
-        self, tokenizer, split: Split, *, side: int, first: int, count: int, reading: int, answers: bool
+        self,
+        tokenizer,
+        split: Split,
+        *,
+        side: int,
+        first: int,
+        count: int,
+        reading: int,
+        questions: int,
+        focus: tuple[str, ...] = KINDS,
     ) -> None:
         self.tokenizer, self.split, self.side = tokenizer, split, side
-        self.reading, self.answers = reading, answers
+        self.reading, self.questions = reading, questions
+        self.focus = [KINDS.index(kind) for kind in focus]
         self.first, self.count = first, count
         self.ids = tokenizer.get_vocab()
         self.cue = tokenizer("ASSISTANT:", add_special_tokens=False).input_ids
@@ -98,7 +108,7 @@ class Examples(Dataset):
             "centre": torch.from_numpy(labels.centre.reshape(-1)),
             "present": torch.from_numpy(present),
         }
-        return example | (self._questions(scene, np.random.default_rng([seed, 7])) if self.answers else {})
+        return example | (self._questions(scene, np.random.default_rng([seed, 7])) if self.questions else {})
 
     def _questions(self, scene: Scene, rng: np.random.Generator) -> dict[str, Tensor]:
         """Return token ids, targets, where the thing a token names lies (row and column, 0 to 1), and the kinds."""
@@ -108,11 +118,12 @@ class Examples(Dataset):
             for thing in scene.things
             if counts[thing.name] == 1
         }
-        tokens = torch.full((QUESTIONS, BLOCK), self.tokenizer.pad_token_id)
-        targets = torch.full((QUESTIONS, BLOCK), IGNORED)
-        where = torch.full((QUESTIONS, BLOCK, 2), NOWHERE)
-        kinds = torch.full((QUESTIONS,), -1)
-        order = [*rng.permutation(len(KINDS)), *rng.integers(len(KINDS), size=2 * QUESTIONS)]
+        count = self.questions
+        tokens = torch.full((count, BLOCK), self.tokenizer.pad_token_id)
+        targets = torch.full((count, BLOCK), IGNORED)
+        where = torch.full((count, BLOCK, 2), NOWHERE)
+        kinds = torch.full((count,), -1)
+        order = [*rng.permutation(len(KINDS)), *rng.choice(self.focus, size=2 * count)]
         row = 0
         for kind in order:
             question = ask_about(scene, KINDS[kind], rng)
@@ -130,6 +141,6 @@ class Examples(Dataset):
                     where[row, place] = torch.tensor(places[token])
             kinds[row] = int(kind)
             row += 1
-            if row == QUESTIONS:
+            if row == count:
                 break
         return {"tokens": tokens, "targets": targets, "where": where, "kinds": kinds}

@@ -20,15 +20,16 @@ from zooprune.bundled.questions import KINDS
 def main(log: Path, picture: Path) -> None:
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     figure, (losses, shares) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for name, label in (("patch", "what each patch shows"), ("answer", "answers")):
+    labels = {"patch": "what each patch shows", "answer": "answers", "ground": "where a named thing is"}
+    for name, label in labels.items():
         points = [(row["step"], row["loss"][name]) for row in rows if name in row["loss"]]
         losses.plot(*zip(*points, strict=True), label=label)
     losses.set(title="training loss", xlabel="step", yscale="log")
-    for name in ("patches", *KINDS, "accuracy"):
+    for name in ("patches of things", "patches of characters", *KINDS, "accuracy"):
         points = [(row["step"], 100 * row["held_out"][name]) for row in rows if name in row["held_out"]]
         heavy = {"color": "black", "linewidth": 2.5} if name == "accuracy" else {}
         shares.plot(*zip(*points, strict=True), label="mean of all kinds" if name == "accuracy" else name, **heavy)
-    shares.set(title="held-out accuracy, % (64 scenes)", xlabel="step", ylim=(0, 100))
+    shares.set(title="held-out accuracy, % (128 scenes)", xlabel="step", ylim=(0, 100))
     starts: dict[str, int] = {}
     for row in rows:
         starts.setdefault(row["stage"], row["step"])

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import IGNORED, NOWHERE, QUESTIONS, Examples
+from data import IGNORED, NOWHERE, Examples
 from model import build_model, build_processor
 from zooprune.bundled.questions import KINDS
 from zooprune.bundled.scenes import PATCH, SIDE
@@ -34,8 +34,11 @@ from zooprune.bundled.vocabulary import CHARACTERS, COLOURS, NAMES
 class Stage:
     """A stretch of training at one image size.
 
-    `rate` is the learning rate at its start and `final` the share of it left at its end, `answers` says whether the
-    language model takes part, and every `reading`-th scene shows little but signs (0: none does).
+    `rate` is the learning rate at its start and `final` the share of it left after `horizon` steps, which is the end
+    unless said otherwise. Every `reading`-th scene shows little but signs (0: none does). So many `questions` are
+    asked about each; without any, the language model takes no part. Every `whole`-th batch it sees all visual tokens,
+    else a third of them, mostly those that show something (0: always a third). With `tower` off, only the language
+    model learns. After one question of each kind, the kinds in `focus` are asked about.
     """
 
     name: str
@@ -44,21 +47,48 @@ class Stage:
     batch: int
     rate: float
     final: float
-    answers: bool
-    reading: int
+    questions: int
+    reading: int = 0
+    whole: int = 3
+    tower: bool = True
+    focus: tuple[str, ...] = KINDS
+    horizon: int | None = None
 
 
 STAGES = (
-    Stage("tower", side=168, steps=3000, batch=32, rate=1e-3, final=0.3, answers=False, reading=2),
-    Stage("answers", side=168, steps=1900, batch=32, rate=1e-3, final=0.3, answers=True, reading=4),
-    Stage("full size", side=SIDE, steps=1000, batch=16, rate=6e-4, final=0.0, answers=True, reading=0),
+    Stage("tower", side=168, steps=3000, batch=32, rate=1e-3, final=0.3, questions=0, reading=2),
+    Stage("answers", side=168, steps=1002, batch=32, rate=1e-3, final=0.3, questions=10, reading=4, horizon=1900),
+    Stage("full size", side=SIDE, steps=517, batch=16, rate=6e-4, final=0.0, questions=10, horizon=1300),
+    Stage(
+        "questions",
+        side=SIDE,
+        steps=270,
+        batch=32,
+        rate=8e-4,
+        final=0.3,
+        questions=20,
+        whole=0,
+        tower=False,
+        horizon=700,
+    ),
+    Stage(
+        "all again",
+        side=SIDE,
+        steps=400,
+        batch=16,
+        rate=6e-4,
+        final=0.0,
+        questions=20,
+        whole=2,
+        focus=("place", "count", "sign"),
+    ),
 )
 WARMUP = 100
 #: Muon bears a higher learning rate than AdamW; a stage's own is AdamW's.
 MUON_RATE = 4.0
 #: Most patches show nothing; they should not drown the rest. Characters are the hardest to tell apart.
 NOTHING_WEIGHT, CHARACTER_WEIGHT = 0.15, 3.0
-#: But for every third batch, the language model sees a third of the visual tokens, mostly those that show something.
+#: One visual token in so many is left when they are thinned.
 THINNED = 3
 #: After so many layers of the language model a token that names a thing must know where the thing is.
 GROUNDED_AFTER = 2
@@ -99,7 +129,7 @@ class Trainer:
         self.name_weight[tokenizer.convert_tokens_to_ids(spelt)] = CHARACTER_WEIGHT
         self.name_weight[self.nothing] = NOTHING_WEIGHT
         self.prefix = torch.tensor(tokenizer("USER:").input_ids, device=device)
-        self.masks: dict[int, Tensor] = {}
+        self.masks: dict[tuple[int, int], Tensor] = {}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         named = {f"model.{name}": value for name, value in self.model.named_parameters()}
@@ -170,27 +200,27 @@ class Trainer:
         A question sees the image and itself, no other question.
         """
         rows, patches = visual.shape[:2]
-        block = tokens.shape[-1]
+        questions, block = tokens.shape[1:]
         embed = self.model.get_input_embeddings()
         start = embed(self.prefix).expand(rows, -1, -1)
         inputs = torch.cat([start, visual.to(start.dtype), embed(tokens.flatten(1))], dim=1)
         lead = len(self.prefix)
         # Squeezed positions teach the decoder not to count on one fixed number of visual tokens.
         seen = lead + torch.arange(patches, device=self.device) * stretch[:, None]
-        asked = (seen[:, -1:] + 1 + torch.arange(block, device=self.device)).repeat(1, QUESTIONS)
+        asked = (seen[:, -1:] + 1 + torch.arange(block, device=self.device)).repeat(1, questions)
         positions = torch.cat([torch.arange(lead, device=self.device).expand(rows, -1), seen, asked], dim=1)
-        final, halfway = self.decode(inputs, self._mask(lead + patches, block), positions)
-        final, halfway = (hidden[:, lead + patches :].unflatten(1, (QUESTIONS, block)) for hidden in (final, halfway))
+        final, halfway = self.decode(inputs, self._mask(lead + patches, questions, block), positions)
+        final, halfway = (hidden[:, lead + patches :].unflatten(1, (questions, block)) for hidden in (final, halfway))
         return self.model.lm_head(final), halfway
 
-    def _mask(self, shared: int, block: int) -> Tensor:
-        if shared not in self.masks:
-            length = shared + QUESTIONS * block
+    def _mask(self, shared: int, questions: int, block: int) -> Tensor:
+        if (shared, questions) not in self.masks:
+            length = shared + questions * block
             place = torch.arange(length, device=self.device)
             group = torch.where(place < shared, -1, (place - shared) // block)
             visible = (group[None] == -1) | (group[None] == group[:, None])
-            self.masks[shared] = (visible & (place[None] <= place[:, None]))[None, None]
-        return self.masks[shared]
+            self.masks[shared, questions] = (visible & (place[None] <= place[:, None]))[None, None]
+        return self.masks[shared, questions]
 
     def thin(self, visual: Tensor, names: Tensor, generator: torch.Generator) -> Tensor:
         """Return some of the visual tokens in their order, mostly those that show something."""
@@ -200,11 +230,12 @@ class Trainer:
 
     def losses(self, batch: dict[str, Tensor], stage: Stage, step: int) -> dict[str, Tensor]:
         places = self.patch_places(stage.side, batch["origin"])
-        visual, pooled = self.see(batch["pixels"], places)
-        losses = {"patch": self.patch_losses(visual, pooled, places, batch)}
-        if stage.answers:
+        with torch.set_grad_enabled(stage.tower):
+            visual, pooled = self.see(batch["pixels"], places)
+        losses = {"patch": self.patch_losses(visual, pooled, places, batch)} if stage.tower else {}
+        if stage.questions:
             generator = torch.Generator().manual_seed(step)
-            if step % THINNED:
+            if not stage.whole or step % stage.whole:
                 visual = self.thin(visual, batch["name"], generator)
             draws = torch.rand(2, len(visual), generator=generator).to(self.device)
             stretch = torch.where(draws[0] < 0.5, 1.0, 0.1 + 0.9 * draws[1])
@@ -227,20 +258,20 @@ class Trainer:
             with torch.autocast(self.device.type, torch.bfloat16):
                 visual, _ = self.see(batch["pixels"], self.patch_places(stage.side, batch["origin"]))
                 guess = (visual @ self.model.get_input_embeddings().weight.T).argmax(-1)
-                if stage.answers:
+                if stage.questions:
                     logits, _ = self.answer(visual, batch["tokens"], torch.ones(len(visual), device=self.device))
             hit = guess == batch["name"]
             spelt = batch["order"] > 0
             named["characters"].append(hit[spelt].float())
             named["things"].append(hit[~spelt & (batch["name"] != self.nothing)].float())
-            if stage.answers:
+            if stage.questions:
                 exact = ((logits.argmax(-1) == batch["targets"]) | (batch["targets"] == IGNORED)).all(-1)
                 for kind in range(len(KINDS)):
                     those = batch["kinds"] == kind
                     right[kind] += exact[those].sum().cpu()
                     asked[kind] += those.sum().cpu()
         figures = {f"patches of {kind}": float(torch.cat(hits).mean()) for kind, hits in named.items()}
-        if stage.answers:
+        if stage.questions:
             share = right / asked
             figures |= {kind: float(value) for kind, value in zip(KINDS, share, strict=True)}
             figures["accuracy"] = float(share.mean())
@@ -290,7 +321,7 @@ def learning_rate(stage: Stage, step: int) -> float:
     """Warm up, then fall along a cosine to the stage's final share."""
     if step < WARMUP:
         return stage.rate * (step + 1) / WARMUP
-    progress = (step - WARMUP) / max(1, stage.steps - WARMUP)
+    progress = (step - WARMUP) / max(1, (stage.horizon or stage.steps) - WARMUP)
     return stage.rate * (stage.final + (1 - stage.final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
@@ -313,7 +344,14 @@ def main() -> None:
             skip = max(0, done - before)
             left = (stage.steps - skip) * stage.batch
             first = images_before + skip * stage.batch
-            draw = partial(Examples, tokenizer, side=stage.side, reading=stage.reading, answers=stage.answers)
+            draw = partial(
+                Examples,
+                tokenizer,
+                side=stage.side,
+                reading=stage.reading,
+                questions=stage.questions,
+                focus=stage.focus,
+            )
             train = draw("train", first=first, count=left)
             held_out = draw("test", first=VALIDATION_FIRST, count=VALIDATION_SCENES)
             loader = DataLoader(train, stage.batch, num_workers=arguments.workers, prefetch_factor=16)
