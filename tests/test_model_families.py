@@ -307,13 +307,14 @@ def test_rows_keep_their_newline(thirty_images):
         selection, kept = spend(pruner(20), visual, scope="image", newlines="rows")
         ends = visual.breaks[selection.index]
         assert bool(kept[ends[ends >= 0]].all())
+        assert len(selection) < 20 or not bool((ends >= 0).any())
 
 
 def test_every_row_ends_with_its_newline(thirty_images):
     for visual in thirty_images:
         tiles = visual.tokens.positions[:, 1]
         for place, end, tile in zip(visual.places.tolist(), visual.breaks.tolist(), tiles.tolist(), strict=True):
-            if tile == 0 and int(tiles.max()) > 0:
+            if tile == 0:
                 assert end == -1
             else:
                 between = set(range(place, end))
@@ -326,7 +327,7 @@ def test_tiles_share_the_budget_evenly(thirty_images):
         positions = visual.tokens.positions
         counts = [int((positions[selection.index, 1] == tile).sum()) for tile in positions[:, 1].unique()]
         sizes = [int((positions[:, 1] == tile).sum()) for tile in positions[:, 1].unique()]
-        assert sum(counts) == 17
+        assert sum(counts) == min(17, len(visual.tokens))
         fair = 17 // len(counts)
         assert all(count >= min(fair, size) for count, size in zip(counts, sizes, strict=True))
 
@@ -340,17 +341,6 @@ def test_dealing(budget, sizes, shares):
 
 
 # What is refused
-
-
-def test_beams_and_other_classes_are_explained():
-    from transformers import CLIPConfig, CLIPModel
-
-    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    clip = CLIPModel(
-        CLIPConfig(text_config=small | {"vocab_size": 8}, vision_config=small | {"image_size": 28, "patch_size": 14})
-    )
-    with pytest.raises(ValueError, match="lacks a forward pass that takes mm_encoder_outputs"):
-        find_family(clip)
 
 
 def test_videos_where_there_are_none_are_refused():

@@ -283,7 +283,7 @@ def gemma3() -> Any:
     text = {
         **TEXT,
         "model_type": "gemma3_text",
-        "sliding_window": 16,
+        "sliding_window": 64,
         "layer_types": ["sliding_attention", "full_attention"],
     }
     config = transformers.Gemma3Config(

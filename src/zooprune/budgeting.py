@@ -52,7 +52,8 @@ def spend(pruner: Pruner, visual: Visual, *, scope: Scope, newlines: Newlines) -
         selection = _with_rows(select, visual, budget)
     kept[visual.places[selection.index.to(kept.device)]] = True
     if newlines == "rows":
-        kept[_rows_of(visual, selection)] = True
+        # A budget of one has room for a token, but not for its separator.
+        kept[_rows_of(visual, selection)[: budget - len(selection)]] = True
     rest = budget - int(kept.sum())
     if rest > 0:
         separators = torch.ones_like(kept)
@@ -117,7 +118,6 @@ def _with_rows(select: _Select, visual: Visual, budget: int) -> Selection:
             fits, low = selection, keep + 1
         else:
             high = keep - 1
-    # A budget of one has room for a token, but not for its separator.
     return fits if fits is not None else select(visual.tokens, 1)
 
 

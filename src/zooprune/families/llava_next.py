@@ -53,19 +53,19 @@ class LlavaNext(Family):
         positions = packed([grid.float() for grid in grids], -1.0)
         tail = self.token_wise(projector)
         visuals = [
-            unpacked(x, z, place.round().long(), tail)
-            for x, z, place in zip(features, output.pooler_output, positions, strict=True)
+            unpacked(x, z, place.round().long(), tail, several=count > 1)
+            for x, z, place, count in zip(features, output.pooler_output, positions, counts, strict=True)
         ]
         return Encoded(visuals, output)
 
 
-def unpacked(features: Tensor, embeddings: Tensor, positions: Tensor, projector: nn.Module) -> Visual:
-    """Tell tokens from newlines, which are the rows whose tile is negative."""
+def unpacked(features: Tensor, embeddings: Tensor, positions: Tensor, projector: nn.Module, *, several: bool) -> Visual:
+    """Tell tokens from newlines, whose tile is negative; `several` tiles begin with the small view."""
     slots = torch.arange(len(positions), device=positions.device)
     newlines, places = slots[positions[:, 1] < 0], slots[positions[:, 1] >= 0]
     own = positions[places]
     breaks = torch.cat([newlines, newlines.new_full((1,), -1)])[torch.searchsorted(newlines, places)]
-    if bool((own[:, 1] > 0).any()):
-        # The small view comes first and has no newlines of its own.
+    if several:
+        # The small view has no newlines of its own.
         breaks = breaks.masked_fill(own[:, 1] == 0, -1)
     return Visual(VisualTokens(features[places], embeddings[places], projector, own), len(positions), places, breaks)
