@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoo_of_models import CASES, IMAGE, NEXT_SIZES
+from zoo_of_models import CASES, IMAGE, NEXT_SIZES, VIDEO_CASES, make_video
 from zooprune import ZooPrune, get_pruner, prune, sensitivity
 from zooprune.budgeting import deal, spend
 from zooprune.families import find_family
@@ -207,9 +207,7 @@ def test_which_sensitivity_is_exact(case, model):
     tokens = encode(model, case.make(model, [[0]])).visuals[0].tokens
     linear = sensitivity.is_linear(tokens.projector, tokens.features)
     kind = "linear" if linear else "closed form" if sensitivity.has_closed_form(tokens.projector) else "sampled"
-    expected = {"paligemma": "linear", "idefics3": "linear", "smolvlm": "linear", "gemma3": "sampled",
-                "aya_vision": "sampled", "glm4v": "sampled"}  # fmt: skip
-    assert kind == expected.get(case.name, "closed form")
+    assert kind == find_family(model).sensitivity
 
 
 def test_a_token_shows_the_patch_it_says_it_shows(case, model):
@@ -358,3 +356,44 @@ def test_positions_need_what_the_processor_returned():
     del inputs["mm_token_type_ids"]
     with prune(model, pruner(3)), pytest.raises(ValueError, match="mm_token_type_ids"):
         model.generate(**inputs)
+
+
+# Videos
+
+
+@pytest.fixture(scope="module", params=VIDEO_CASES)
+def film(request):
+    model = CASES[request.param].model()
+    return model, make_video(request.param, model)
+
+
+def test_a_video_and_an_image_kept_whole_change_nothing(film):
+    model, inputs = film
+    options = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
+    plain = model.generate(**inputs, **options)
+    with prune(model, pruner(1.0)):
+        kept = model.generate(**inputs, **options)
+    assert all(torch.equal(one, other) for one, other in zip(kept.logits, plain.logits, strict=True))
+
+
+@pytest.mark.parametrize(("scope", "fewest", "most"), [("tile", 2, 2), ("image", 0, 8)])
+def test_videos_are_cut_by_the_clip_or_by_the_frame(film, scope, fewest, most):
+    model, inputs = film
+    with torch.no_grad(), prune(model, ZooPrune(keep=8), scope=scope) as session:
+        said = model.generate(**inputs, **GREEDY)
+        logits = model(**session.prepare(inputs)).logits[:, -1]
+    assert torch.equal(logits.argmax(-1), said[:, inputs["input_ids"].shape[1]])
+    (video,) = (image for image in session.reports[0].images if image.modality == "video")
+    assert len(video.selection) == 8
+    frames = video.positions[video.selection.index, 0]
+    counts = [int((frames == frame).sum()) for frame in range(4)]
+    assert sum(counts) == 8 and min(counts) >= fewest and max(counts) <= most
+
+
+def test_frames_are_numbered(film):
+    model, inputs = film
+    with torch.no_grad():
+        (video,) = find_family(model).encode(model, "video", inputs).visuals
+    positions = video.tokens.positions
+    assert positions[:, 0].unique().tolist() == [0, 1, 2, 3]
+    assert len(positions.unique(dim=0)) == len(positions)

@@ -396,3 +396,37 @@ CASES = {
         Case("aya_vision", aya_vision, _split_image, _concatenate, kinds=2),
     )
 }
+
+
+# Videos
+
+
+def make_video(name: str, model: Any, frames: int = 4, seed: int = 0) -> dict[str, Any]:
+    """Return a prompt with one video and one image after it."""
+    generator = torch.Generator().manual_seed(seed)
+    case = CASES[name]
+    drawn, size, stands = case.image(model, generator, 0)
+    text = [31, 32, 33]
+    if name.startswith("qwen"):
+        grid = (frames, 4, 6)
+        width = drawn.shape[1]
+        clip = _noise(generator, frames * 24, width)
+        if name.startswith("qwen3"):
+            # Every frame stands by itself, after the time it was taken at.
+            held = [piece for frame in range(frames) for piece in (40 + frame, VISION_START, *[VIDEO] * 6, VISION_END)]
+        else:
+            held = [VISION_START, *[VIDEO] * 6 * frames, VISION_END]
+        ids = torch.tensor([[BOS, *held, 30, *stands, *text]])
+        video = {"pixel_values_videos": clip, "video_grid_thw": torch.tensor([grid])}
+    else:
+        clip = _noise(generator, 1, frames, 3, 56, 56)
+        separators = 1 if name == "llava_onevision" else 0
+        ids = torch.tensor([[BOS, *[VIDEO] * (4 * frames + separators), 30, *stands, *text]])
+        video = {"pixel_values_videos": clip}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **case.inputs([drawn], [size], ids), **video}
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    return inputs
+
+
+VIDEO_CASES = ("llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")

@@ -19,6 +19,9 @@ class AyaVision(Family):
     """
 
     architectures = ("AyaVisionForConditionalGeneration", "Cohere2VisionForConditionalGeneration")
+    title = "Aya Vision, Command A Vision"
+    sensitivity = "sampled"
+    traits = ("tiles apart",)
     image_arguments = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
 
     def tail(self, projector: Any) -> nn.Module:

@@ -96,6 +96,12 @@ class Family(ABC):
 
     #: The model classes this family serves, as transformers names them in ``config.architectures``.
     architectures: ClassVar[tuple[str, ...]]
+    #: Names that people know these models by.
+    title: ClassVar[str]
+    #: How ``estimator="auto"`` finds the sensitivity of these projectors; a linear one tells no tokens apart.
+    sensitivity: ClassVar[Literal["closed form", "sampled", "linear"]] = "closed form"
+    #: What is particular about their prompts, in the words of the table of models.
+    traits: ClassVar[tuple[str, ...]] = ()
     #: What ``positions="auto"`` means for these models.
     positions: ClassVar[PositionPolicy] = "contiguous"
     #: The arguments of ``generate`` and ``forward`` that `encode` consumes; pixels come first.

@@ -15,6 +15,9 @@ class Gemma3(Family):
     """``Gemma3ForConditionalGeneration``. Image tokens attend to each other in both directions, also when pruned."""
 
     architectures = ("Gemma3ForConditionalGeneration",)
+    title = "Gemma 3"
+    sensitivity = "sampled"
+    traits = ("two-way attention",)
     image_arguments = ("pixel_values",)
     per_token = ("token_type_ids",)
 

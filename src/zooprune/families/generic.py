@@ -23,7 +23,9 @@ class Generic(Family):
     """
 
     architectures = ()
-    image_arguments = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask")
+    title = "any other with a token-wise projector"
+    sensitivity = "sampled"
+    image_arguments = ("pixel_values", "image_sizes", "pixel_attention_mask")
 
     def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
         """Encode the images, and refuse if the projector turns out not to work token by token."""

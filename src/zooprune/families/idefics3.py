@@ -19,6 +19,9 @@ class Idefics3(Family):
     """
 
     architectures = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
+    title = "Idefics3, SmolVLM, SmolVLM2"
+    sensitivity = "linear"
+    traits = ("tiles apart",)
     image_arguments = ("pixel_values", "pixel_attention_mask")
 
     def tail(self, projector: Any) -> nn.Module:

@@ -16,6 +16,8 @@ class InternVL(Family):
     """``InternVLForConditionalGeneration``. The last of several tiles is the whole image in small."""
 
     architectures = ("InternVLForConditionalGeneration",)
+    title = "InternVL 3 and 3.5"
+    traits = ("tiles",)
     image_arguments = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
 
     def tail(self, projector: Any) -> nn.Module:

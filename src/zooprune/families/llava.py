@@ -16,6 +16,7 @@ class Llava(Family):
     """``LlavaForConditionalGeneration`` with any vision tower and text model that the class takes."""
 
     architectures = ("LlavaForConditionalGeneration",)
+    title = "LLaVA, LLaVA-1.5, BakLLaVA, Pixtral-12B"
     image_arguments: ClassVar[tuple[str, ...]] = (
         "pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy",
     )  # fmt: skip

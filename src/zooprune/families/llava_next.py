@@ -16,6 +16,8 @@ class LlavaNext(Family):
     """``LlavaNextForConditionalGeneration``. Tile 0 is the whole image in small."""
 
     architectures = ("LlavaNextForConditionalGeneration",)
+    title = "LLaVA-NeXT (1.6)"
+    traits = ("tiles", "newlines")
     image_arguments: ClassVar[tuple[str, ...]] = (
         "pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy",
     )  # fmt: skip

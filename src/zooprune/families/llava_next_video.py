@@ -14,6 +14,7 @@ class LlavaNextVideo(LlavaNext):
     """``LlavaNextVideoForConditionalGeneration``."""
 
     architectures = ("LlavaNextVideoForConditionalGeneration",)
+    title = "LLaVA-NeXT-Video"
     video_arguments = ("pixel_values_videos", "vision_feature_layer", "vision_feature_select_strategy")
 
     def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:

@@ -17,6 +17,8 @@ class Mistral3(Family):
     """``Mistral3ForConditionalGeneration``. A row of tokens ends with a break, which is text and stays."""
 
     architectures = ("Mistral3ForConditionalGeneration",)
+    title = "Mistral Small 3.1 and later"
+    traits = ("any size",)
     image_arguments = ("pixel_values", "image_sizes", "vision_feature_layer")
 
     def tail(self, projector: Any) -> nn.Module:

@@ -12,6 +12,9 @@ class PaliGemma(Family):
     """``PaliGemmaForConditionalGeneration``. The prompt attends to itself in both directions; positions start at 1."""
 
     architectures = ("PaliGemmaForConditionalGeneration",)
+    title = "PaliGemma, PaliGemma 2"
+    sensitivity = "linear"
+    traits = ("two-way attention",)
     image_arguments = ("pixel_values",)
     per_token = ("token_type_ids",)
     first_position = 1

@@ -19,6 +19,8 @@ class Qwen2VL(Family):
     """``Qwen2VLForConditionalGeneration`` and ``Qwen2_5_VLForConditionalGeneration``."""
 
     architectures: ClassVar[tuple[str, ...]] = ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
+    title = "Qwen2-VL, Qwen2.5-VL"
+    traits: ClassVar[tuple[str, ...]] = ("any size", "M-RoPE")
     positions = "original"
     image_arguments = ("pixel_values", "image_grid_thw")
     video_arguments = ("pixel_values_videos", "video_grid_thw")
@@ -74,6 +76,8 @@ class Qwen3VL(Qwen2VL):
         "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration", "Qwen3_5ForConditionalGeneration",
         "Qwen3_5MoeForConditionalGeneration",
     )  # fmt: skip
+    title = "Qwen3-VL, Qwen3.5, and their MoE"
+    traits = ("any size", "M-RoPE", "deepstack")
 
     def tail(self, projector: Any) -> nn.Module:
         """Return the merger as norm, layer, activation, layer."""
@@ -89,6 +93,10 @@ class Glm4v(Qwen2VL):
     """
 
     architectures = ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration")
+    title = "GLM-4.1V, GLM-4.5V"
+    sensitivity = "sampled"
+    # Frames of a video stand under the images' own placeholder, which is not told apart here.
+    video_arguments = ()
 
     def tail(self, projector: Any) -> nn.Module:
         """Return the merger, which works token by token as it is."""

@@ -14,6 +14,7 @@ class VipLlava(Llava):
     """``VipLlavaForConditionalGeneration``."""
 
     architectures = ("VipLlavaForConditionalGeneration",)
+    title = "ViP-LLaVA"
     image_arguments = ("pixel_values", "vision_feature_layer")
 
     def tail(self, projector: Any) -> nn.Module:
