@@ -341,6 +341,25 @@ def test_dealing(budget, sizes, shares):
 # What is refused
 
 
+def test_beams_over_prompts_that_keep_different_numbers_are_refused_where_they_cannot_be_told_apart():
+    case = CASES["internvl"]
+    model = case.model()
+    inputs = case.make(model, [[0], [1]])
+    with prune(model, pruner(0.5)) as session, pytest.raises(ValueError, match="cannot copy prompts"):
+        model.generate(**inputs, **GREEDY, num_beams=2)
+    with prune(model, pruner(3)):
+        assert model.generate(**inputs, **GREEDY, num_beams=2).shape == (2, inputs["input_ids"].shape[1] + 4)
+    assert not session.reports
+
+
+def test_a_budget_above_one_images_tokens_cuts_the_other():
+    case = CASES["internvl"]
+    model = case.model()
+    with prune(model, pruner(6)) as session:
+        model.generate(**case.make(model, [[0], [1]]), **GREEDY)
+    assert [len(image.selection) for image in session.reports[0].images] == [4, 6]
+
+
 def test_videos_where_there_are_none_are_refused():
     case = CASES["llava"]
     model = case.model()

@@ -110,7 +110,7 @@ def models(
 
     _quiet_libraries()
     families = FAMILIES if model is None else (find_family(load_skeleton(model)),)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "models": family.title,
             "classes": list(family.architectures),

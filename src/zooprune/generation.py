@@ -245,6 +245,7 @@ class Session:
         if kwargs.get("input_ids") is None:
             raise ValueError("no input_ids; pass what the processor returned")
         prompt, encoded, report = self._cut(kwargs)
+        self._check_copies(generation_config, kwargs, encoded, report)
         whole = WholePrompt(kwargs["input_ids"], report.pruned_length)
         self._replace(kwargs, prompt)
         shorter = report.prompt_length - report.pruned_length
@@ -384,16 +385,35 @@ class Session:
     ) -> dict[str, int]:
         """Lower the limits that count the prompt, so that as many new tokens come as without pruning."""
 
-        def given(name: str) -> int | None:
-            sources = (getattr(generation_config, name, None), getattr(self.model.generation_config, name, None))
-            return next((value for value in (kwargs.get(name), *sources) if value is not None), None)
-
         lowered = {}
         for limit, new_tokens in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            value = given(limit)
-            if shorter and value is not None and given(new_tokens) is None:
+            value = self._given(limit, generation_config, kwargs)
+            if shorter and value is not None and self._given(new_tokens, generation_config, kwargs) is None:
                 lowered[limit] = max(0, value - shorter)
         return lowered
+
+    def _given(self, name: str, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any]) -> int | None:
+        """Return an option of `generate` from where it counts most."""
+        sources = (getattr(generation_config, name, None), getattr(self.model.generation_config, name, None))
+        return next((value for value in (kwargs.get(name), *sources) if value is not None), None)
+
+    def _check_copies(
+        self,
+        generation_config: GenerationConfig | None,
+        kwargs: Mapping[str, Any],
+        encoded: Mapping[str, Any],
+        report: Report,
+    ) -> None:
+        """Refuse to copy prompts, as beams do, where transformers could not tell whose rows of features are whose."""
+        copies = [self._given(name, generation_config, kwargs) or 1 for name in ("num_beams", "num_return_sequences")]
+        prompts = {(image.modality, image.row) for image in report.images}
+        for modality, output in encoded.items():
+            joined = isinstance(output.pooler_output, Tensor) and len(output.pooler_output) == 1
+            if max(copies) > 1 and joined and sum(kind == modality for kind, _ in prompts) > 1:
+                raise ValueError(
+                    f"{type(self.model).__name__} cannot copy prompts that keep different numbers of tokens; "
+                    "give an int for keep, or one prompt at a time"
+                )
 
 
 def _on_cpu(selection: Selection) -> Selection:

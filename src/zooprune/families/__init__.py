@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
+from importlib import import_module
 
 from transformers import PreTrainedModel
 
-from zooprune.families.aya_vision import AyaVision
 from zooprune.families.base import Encoded, Family, Modality, Visual
-from zooprune.families.gemma3 import Gemma3
 from zooprune.families.generic import Generic, find_projector
-from zooprune.families.idefics3 import Idefics3
-from zooprune.families.internvl import InternVL
-from zooprune.families.llava import Llava
-from zooprune.families.llava_next import LlavaNext
-from zooprune.families.llava_next_video import LlavaNextVideo
-from zooprune.families.llava_onevision import LlavaOnevision
-from zooprune.families.mistral3 import Mistral3
-from zooprune.families.paligemma import PaliGemma
-from zooprune.families.qwen_vl import Glm4v, Qwen2VL, Qwen3VL
-from zooprune.families.vipllava import VipLlava
 
-FAMILIES: tuple[Family, ...] = (
-    Llava(), VipLlava(), LlavaNext(), LlavaNextVideo(), LlavaOnevision(), Qwen2VL(), Qwen3VL(), Glm4v(), InternVL(),
-    Gemma3(), PaliGemma(), Idefics3(), Mistral3(), AyaVision(),
-)  # fmt: skip
+
+def _families() -> tuple[Family, ...]:
+    """Return an instance of every family in this folder; a new one needs its file and nothing else."""
+    found = []
+    for module in pkgutil.iter_modules(__path__):
+        members = vars(import_module(f"{__name__}.{module.name}")).values()
+        found += [
+            member()
+            for member in members
+            if inspect.isclass(member) and issubclass(member, Family) and member.__module__.endswith(f".{module.name}")
+            if not inspect.isabstract(member) and member is not Generic
+        ]
+    return tuple(found)
+
+
+#: All families, by the names of their files.
+FAMILIES = _families()
 _GENERIC = Generic()
 
 

@@ -23,7 +23,7 @@ class Qwen2VL(Family):
     traits: ClassVar[tuple[str, ...]] = ("any size", "M-RoPE")
     positions = "original"
     image_arguments = ("pixel_values", "image_grid_thw")
-    video_arguments = ("pixel_values_videos", "video_grid_thw")
+    video_arguments: ClassVar[tuple[str, ...]] = ("pixel_values_videos", "video_grid_thw")
     consumed = ("mm_token_type_ids", "second_per_grid_ts")
 
     def tail(self, projector: Any) -> nn.Module:
@@ -96,7 +96,7 @@ class Glm4v(Qwen2VL):
     title = "GLM-4.1V, GLM-4.5V"
     sensitivity = "sampled"
     # Frames of a video stand under the images' own placeholder, which is not told apart here.
-    video_arguments = ()
+    video_arguments: ClassVar[tuple[str, ...]] = ()
 
     def tail(self, projector: Any) -> nn.Module:
         """Return the merger, which works token by token as it is."""
