@@ -335,7 +335,8 @@ class Session:
                 everywhere = torch.cat(kept)
                 slots |= mine
                 stays[mine] = everywhere.to(ids.device)
-                outputs[modality] = encoded.cut(everywhere)
+                per_prompt = (stays & mine).sum(1)[mine.any(1)].tolist()
+                outputs[modality] = encoded.cut(everywhere, per_prompt)
             axes = self._family.axes(self.model, inputs, mask)
         # Padding is masked, so any id serves where the model names none.
         prompt = compact(ids, mask, slots, stays[slots], positions=self.positions, pad_token_id=pad or 0, axes=axes)
@@ -384,7 +385,6 @@ class Session:
         self, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any], shorter: int
     ) -> dict[str, int]:
         """Lower the limits that count the prompt, so that as many new tokens come as without pruning."""
-
         lowered = {}
         for limit, new_tokens in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
             value = self._given(limit, generation_config, kwargs)

@@ -62,30 +62,32 @@ class Encoded:
     visuals: list[Visual]
     output: Any
 
-    def cut(self, kept: Tensor) -> ModelOutput:
+    def cut(self, kept: Tensor, prompts: list[int]) -> ModelOutput:
         """Return the encoder's output with some rows left out, in the containers that the model expects.
 
         Parameters
         ----------
         kept : Tensor of bool, (rows,)
             Over all rows of all images.
+        prompts : list of int
+            How many rows are kept for each prompt that has images.
         """
-        fields = {"pooler_output": _cut_rows(self.output.pooler_output, kept)}
+        fields = {"pooler_output": _cut_rows(self.output.pooler_output, kept, prompts)}
         deeper = getattr(self.output, "deepstack_features", None)
         if deeper is not None:
-            fields["deepstack_features"] = [_cut_rows(rows, kept) for rows in deeper]
+            fields["deepstack_features"] = [_cut_rows(rows, kept, prompts) for rows in deeper]
         return type(self.output)(**fields)
 
 
-def _cut_rows(rows: Any, kept: Tensor) -> Any:
+def _cut_rows(rows: Any, kept: Tensor, prompts: list[int]) -> Any:
     if bool(kept.all()):
         return rows
     flat = [one.flatten(0, -2) for one in rows]
-    pieces = [one[mine] for one, mine in zip(flat, kept.split([len(one) for one in flat]), strict=True)]
     if not isinstance(rows, Tensor):
-        return pieces
-    # These models read one tensor; images that keep different numbers of rows share its first place.
-    return torch.stack(pieces) if len({len(piece) for piece in pieces}) == 1 else torch.cat(pieces)[None]
+        return [one[mine] for one, mine in zip(flat, kept.split([len(one) for one in flat]), strict=True)]
+    # These models read one tensor; prompts that keep different numbers of rows share its first place.
+    places = len(prompts) if len(set(prompts)) == 1 else 1
+    return torch.cat(flat)[kept].unflatten(0, (places, -1))
 
 
 class Family(ABC):
