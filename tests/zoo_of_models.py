@@ -373,6 +373,13 @@ def aya_vision() -> Any:
     return transformers.AyaVisionForConditionalGeneration(config)
 
 
+def deepseek_vl() -> Any:
+    config = transformers.DeepseekVLConfig(
+        vision_config=SIGLIP, text_config={**TEXT, "model_type": "llama"}, image_token_id=IMAGE
+    )
+    return transformers.DeepseekVLForConditionalGeneration(config)
+
+
 CASES = {
     case.name: case
     for case in (
@@ -394,6 +401,7 @@ CASES = {
         Case("smolvlm", smolvlm, _split_image, _split_inputs, kinds=2),
         Case("mistral3", mistral3, _pixtral_image, _sized, kinds=2),
         Case("aya_vision", aya_vision, _split_image, _concatenate, kinds=2),
+        Case("deepseek_vl", deepseek_vl, _square(56, 16), _stack),
     )
 }
 
