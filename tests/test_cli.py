@@ -7,18 +7,16 @@ import os
 import shutil
 import stat
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from zooprune import bundled as package
 from zooprune import cli
+from zooprune.bundled import BUNDLED_FOLDER
 
 QUESTION = "Is there a dog?"
-BUNDLED_FOLDER = Path(package.__file__).parent / "model"
 
 
 @pytest.fixture
@@ -96,6 +94,23 @@ def test_the_methods_are_listed(command):
     code, out, _ = command("methods")
     assert code == 0 and "arXiv" in out
     assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_the_models_are_listed(command):
+    code, out, _ = command("models", "--json")
+    assert code == 0 and "Qwen2_5_VLForConditionalGeneration" in [
+        name for row in json.loads(out) for name in row["classes"]
+    ]
+    code, out, _ = command("models")
+    assert code == 0 and "LLaVA-NeXT" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_one_model_can_be_looked_up(command):
+    code, out, _ = command("models", "bundled", "--json")
+    assert code == 0 and json.loads(out)[0]["classes"] == ["LlavaForConditionalGeneration"]
+    code, _, err = command("models", "nobody/nothing")
+    assert code == 2 and "cannot load model" in err and err.count("\n") == 1
 
 
 BAD = {

@@ -97,6 +97,41 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON ins
     _out.print(table)
 
 
+@app.command()
+def models(
+    model: Annotated[
+        str | None, typer.Argument(help="A folder or hub id, to see whether that one is supported.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the model families, or say whether one model is supported and what is missing."""
+    from zooprune.families import FAMILIES, find_family
+    from zooprune.loading import load_skeleton
+
+    _quiet_libraries()
+    families = FAMILIES if model is None else (find_family(load_skeleton(model)),)
+    rows: list[dict[str, Any]] = [
+        {
+            "models": family.title,
+            "classes": list(family.architectures),
+            "image": True,
+            "video": bool(family.video_arguments),
+            "positions": family.positions,
+            "sensitivity": family.sensitivity,
+            "traits": list(family.traits),
+        }
+        for family in families
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("models", "video", "positions", "sensitivity", "traits")
+    for row in rows:
+        shown = (row["models"], "yes" if row["video"] else "", row["positions"], row["sensitivity"])
+        table.add_row(*map(str, shown), ", ".join(row["traits"]))
+    _out.print(table)
+
+
 def main() -> None:
     """Run the command line; bad input is one sentence and exit code 2."""
     try:

@@ -17,7 +17,8 @@ class Prompt:
     Parameters
     ----------
     input_ids, attention_mask : Tensor of int64, (B, L)
-    position_ids : Tensor of int64, (B, L)
+    position_ids : Tensor of int64, (B, L) or (1 + axes, B, L)
+        With axes, text order comes first.
     source : Tensor of int64, (B, L)
         The column of the uncut prompt that each token stood in; -1 for padding.
     """
@@ -54,6 +55,7 @@ def compact(
     *,
     positions: PositionPolicy,
     pad_token_id: int,
+    axes: Tensor | None = None,
 ) -> Prompt:
     """Drop the visual tokens that are not kept and pad the batch on the left again.
 
@@ -68,6 +70,8 @@ def compact(
     positions : {"contiguous", "original"}
         Whether the tokens that stay are numbered anew or keep the numbers they had.
     pad_token_id : int
+    axes : Tensor of int64, (axes, B, L), optional
+        Positions of the uncut prompts on further axes (M-RoPE).
 
     Returns
     -------
@@ -84,7 +88,8 @@ def compact(
     numbers = (attention_mask.long().cumsum(1) - 1).clamp_min(0)
     if bool(kept.all()):
         source = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        return Prompt(input_ids, attention_mask, numbers, source.masked_fill(~present, -1))
+        whole = numbers if axes is None else torch.cat([numbers[None], axes])
+        return Prompt(input_ids, attention_mask, whole, source.masked_fill(~present, -1))
     stays = present.clone()
     stays[slots] = kept
     lengths = stays.sum(1)
@@ -94,5 +99,11 @@ def compact(
     source = source.masked_fill(torch.arange(width, device=source.device) < width - lengths[:, None], -1)
     mask = (source >= 0).to(attention_mask.dtype)
     cut = Prompt(input_ids, mask, numbers, source)
-    renumbered = cut.gather(numbers, 0) if positions == "original" else (mask.long().cumsum(1) - 1).clamp_min(0)
-    return Prompt(cut.gather(input_ids, pad_token_id), mask, renumbered, source)
+    anew = (mask.long().cumsum(1) - 1).clamp_min(0)
+    if axes is not None:
+        further = [cut.gather(axis, 0) if positions == "original" else anew for axis in axes]
+        # The text axis only orders tokens; gaps in it would pass for the seams of packed prompts.
+        anew = torch.stack([anew, *further])
+    elif positions == "original":
+        anew = cut.gather(numbers, 0)
+    return Prompt(cut.gather(input_ids, pad_token_id), mask, anew, source)

@@ -15,18 +15,19 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
+from zooprune.budgeting import Newlines, Scope, spend
 from zooprune.callbacks import FirstToken, WholeCriterion, WholeProcessor, WholePrompt, WholeStreamer
 from zooprune.compaction import Prompt, check_prompt, compact
-from zooprune.families import find_family
+from zooprune.families import Modality, Visual, find_family
+from zooprune.families.base import joined_visuals
 from zooprune.profiling import Timings, recording, stage
 from zooprune.pruners import Pruner, get_pruner
-from zooprune.tokens import Selection, VisualTokens
+from zooprune.tokens import Selection
 
 #: The first transformers whose models take encoded images (`mm_encoder_outputs`).
 OLDEST_TRANSFORMERS = "5.18.0"
 
 Positions = Literal["auto", "contiguous", "original"]
-Scope = Literal["image", "tile", "prompt"]
 
 _REFUSED = {
     "inputs_embeds": "the image placeholders cannot be found in embeddings; pass input_ids",
@@ -44,6 +45,7 @@ def prune(
     *,
     positions: Positions = "auto",
     scope: Scope = "image",
+    newlines: Newlines = "drop",
     **options: Any,
 ) -> Session:
     """Make a model's `generate` drop the visual tokens it does not need.
@@ -62,7 +64,11 @@ def prune(
     positions : {"auto", "contiguous", "original"}
         Whether kept tokens are numbered anew or keep their positions. "auto" is what suits the model family.
     scope : {"image", "tile", "prompt"}
-        What one budget covers: an image, a tile of it, or all images of a prompt together.
+        What one choice is made among: an image, or all images of a prompt together; "tile" deals the budget of an
+        image out to its tiles, or that of a video to its frames, as the paper does for LLaVA-NeXT.
+    newlines : {"drop", "keep", "rows"}
+        What becomes of the separators that LLaVA-NeXT and its kin put after every row of patches: all dropped, all
+        kept, or kept where their row still has a token. They count inside the budget.
     **options
         Fields of the method, when it is given by name.
 
@@ -78,12 +84,12 @@ def prune(
     TypeError, ValueError
         If the model, the method or an option is not valid, or the model is being pruned already.
     """
-    return Session(model, pruner, positions=positions, scope=scope, **options)
+    return Session(model, pruner, positions=positions, scope=scope, newlines=newlines, **options)
 
 
 @dataclass(frozen=True)
 class ImageReport:
-    """What became of one image (or of all images of a prompt, with ``scope="prompt"``).
+    """What became of one image or video (or of all images of a prompt, with ``scope="prompt"``).
 
     Parameters
     ----------
@@ -93,11 +99,16 @@ class ImageReport:
         On the CPU.
     positions : Tensor of int64, (N, 4)
         Frame, tile, row and column of every token, on the CPU.
+    modality : {"image", "video"}
+    separators : tuple of int
+        How many separators were kept, and how many there were.
     """
 
     row: int
     selection: Selection
     positions: Tensor
+    modality: Modality = "image"
+    separators: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -118,13 +129,13 @@ class Report:
 
     @property
     def kept(self) -> int:
-        """Visual tokens that reached the language model, over the batch."""
-        return sum(len(image.selection) for image in self.images)
+        """Visual tokens that reached the language model, separators included, over the batch."""
+        return sum(len(image.selection) + image.separators[0] for image in self.images)
 
     @property
     def total(self) -> int:
-        """Visual tokens there were, over the batch."""
-        return sum(image.selection.total for image in self.images)
+        """Visual tokens there were, separators included, over the batch."""
+        return sum(image.selection.total + image.separators[1] for image in self.images)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -148,6 +159,7 @@ class Session:
         *,
         positions: Positions = "auto",
         scope: Scope = "image",
+        newlines: Newlines = "drop",
         **options: Any,
     ) -> None:
         _check_transformers()
@@ -157,13 +169,14 @@ class Session:
             raise TypeError(f"{', '.join(options)}: set these on the pruner itself")
         if not isinstance(pruner, Pruner):
             raise TypeError(f"expected a Pruner or the name of one, got {type(pruner).__name__}")
-        for name, value, allowed in (("positions", positions, Positions), ("scope", scope, Scope)):
+        policies = (("positions", positions, Positions), ("scope", scope, Scope), ("newlines", newlines, Newlines))
+        for name, value, allowed in policies:
             if value not in get_args(allowed):
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(get_args(allowed))}")
         self._family = find_family(model)
         if "generate" in vars(model):
             raise ValueError("this model's generate is replaced already; close the session that prunes it first")
-        self.model, self.pruner, self.scope = model, pruner, scope
+        self.model, self.pruner, self.scope, self.newlines = model, pruner, scope, newlines
         self.positions = self._family.positions if positions == "auto" else positions
         self.reports: list[Report] = []
         self._original: Callable[..., Tensor | ModelOutput] = getattr(model, "generate")  # noqa: B009
@@ -204,7 +217,7 @@ class Session:
             If the prompts are empty or padded on the right, or do not fit the images.
         """
         inputs = dict(inputs)
-        if inputs.get("pixel_values") is None:
+        if not self._has_images(inputs):
             return inputs
         self._refuse(inputs)
         if inputs.get("input_ids") is None:
@@ -213,13 +226,10 @@ class Session:
         labels = inputs.get("labels")
         if labels is not None:
             inputs["labels"] = prompt.gather(labels, -100)
-        for name in self._family.image_arguments:
-            inputs.pop(name, None)
+        self._replace(inputs, prompt)
         self.reports.append(report)
         return inputs | {
-            "input_ids": prompt.input_ids,
-            "attention_mask": prompt.attention_mask,
-            "position_ids": prompt.position_ids,
+            "position_ids": prompt.position_ids + self._family.first_position,
             "mm_encoder_outputs": encoded,
         }
 
@@ -227,7 +237,7 @@ class Session:
         self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
     ) -> Tensor | ModelOutput:
         """Stand in for `model.generate`; the caller gets its own prompt ids back."""
-        if kwargs.get("pixel_values") is None:
+        if not self._has_images(kwargs):
             return self._original(inputs, generation_config=generation_config, **kwargs)
         if inputs is not None:
             kwargs["input_ids"] = inputs
@@ -235,9 +245,9 @@ class Session:
         if kwargs.get("input_ids") is None:
             raise ValueError("no input_ids; pass what the processor returned")
         prompt, encoded, report = self._cut(kwargs)
+        self._check_copies(generation_config, kwargs, encoded, report)
         whole = WholePrompt(kwargs["input_ids"], report.pruned_length)
-        for name in self._family.image_arguments:
-            kwargs.pop(name, None)
+        self._replace(kwargs, prompt)
         shorter = report.prompt_length - report.pruned_length
         lowered = self._lowered_limits(generation_config, kwargs, shorter)
         if generation_config is None:
@@ -255,8 +265,7 @@ class Session:
         criteria = [WholeCriterion(criterion, whole) for criterion in kwargs.get("stopping_criteria") or ()]
         clock = FirstToken(self.model.device, report._timings)
         kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, clock])
-        kwargs |= {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
-        if self.positions == "original":
+        if self.positions == "original" or prompt.position_ids.ndim == 3:
             kwargs["position_ids"] = prompt.position_ids
         output = self._original(generation_config=generation_config, mm_encoder_outputs=encoded, **kwargs)
         clock.finish()
@@ -266,12 +275,27 @@ class Session:
         output["sequences"] = whole(output["sequences"])
         return output
 
+    def _has_images(self, inputs: Mapping[str, Any]) -> bool:
+        if inputs.get("pixel_values_videos") is not None and not self._family.video_arguments:
+            raise ValueError(f"videos are not supported for {type(self.model).__name__}; pass images")
+        return bool(self._family.present(inputs))
+
     def _refuse(self, inputs: Mapping[str, Any]) -> None:
         if not self._open:
             raise ValueError("this session is closed; open another with prune()")
         for name, reason in _REFUSED.items():
             if inputs.get(name) is not None:
                 raise ValueError(f"{name} cannot be used while pruning: {reason}")
+
+    def _replace(self, inputs: dict[str, Any], prompt: Prompt) -> None:
+        """Put the cut prompt in the place of the caller's, and take out what has been used."""
+        family = self._family
+        for name in (*family.image_arguments, *family.video_arguments, *family.consumed):
+            inputs.pop(name, None)
+        for name in family.per_token:
+            if inputs.get(name) is not None:
+                inputs[name] = prompt.gather(inputs[name], 0)
+        inputs |= {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
 
     def _cut(self, inputs: Mapping[str, Any]) -> tuple[Prompt, dict[str, ModelOutput], Report]:
         """Encode, select and cut: everything up to the language model."""
@@ -283,61 +307,72 @@ class Session:
                 raise ValueError("input_ids hold padding; pass the attention_mask that came with them")
             mask = torch.ones_like(ids)
         check_prompt(ids, mask)
-        if inputs["pixel_values"].device != self.model.device or ids.device != self.model.device:
+        present = self._family.present(inputs)
+        pixels = [inputs[self._family.arguments(modality)[0]] for modality in present]
+        if any(given.device != self.model.device for given in (*pixels, ids)):
             raise ValueError(f"the model is on {self.model.device}; move the inputs there with inputs.to(model.device)")
         timings = Timings()
+        stays = torch.ones_like(ids, dtype=torch.bool)
+        slots = torch.zeros_like(stays)
+        outputs: dict[str, ModelOutput] = {}
+        images: list[ImageReport] = []
         with torch.no_grad(), recording(timings):
-            with stage("encode", ids.device):
-                encoded = self._family.encode(self.model, inputs)
-            slots = self._family.slots(self.model, ids)
-            groups = self._groups(encoded.images, slots)
-            selections = [self.pruner.select(tokens) for _, tokens in groups]
-        for tokens, selection in zip((tokens for _, tokens in groups), selections, strict=True):
-            if selection.total != len(tokens):
-                raise ValueError(f"{self.pruner} selected among {selection.total} tokens of {len(tokens)}")
-        kept = torch.cat([selection.mask for selection in selections])
+            for modality in present:
+                with stage("encode", ids.device):
+                    encoded = self._family.encode(self.model, modality, inputs)
+                mine = self._family.slots(self.model, modality, ids)
+                kept = []
+                for row, visual in self._groups(modality, encoded.visuals, mine):
+                    selection, stay = spend(self.pruner, visual, scope=self.scope, newlines=self.newlines)
+                    if selection.total != len(visual.tokens):
+                        raise ValueError(
+                            f"{self.pruner} selected among {selection.total} tokens of {len(visual.tokens)}"
+                        )
+                    kept.append(stay)
+                    separators = int(stay.sum()) - len(selection), visual.length - len(visual.tokens)
+                    places = visual.tokens.positions.cpu()
+                    images.append(ImageReport(row, _on_cpu(selection), places, modality, separators))
+                everywhere = torch.cat(kept)
+                slots |= mine
+                stays[mine] = everywhere.to(ids.device)
+                per_prompt = (stays & mine).sum(1)[mine.any(1)].tolist()
+                outputs[modality] = encoded.cut(everywhere, per_prompt)
+            axes = self._family.axes(self.model, inputs, mask)
         # Padding is masked, so any id serves where the model names none.
-        prompt = compact(ids, mask, slots, kept.to(ids.device), positions=self.positions, pad_token_id=pad or 0)
-        features = [
-            tokens.embeddings if selection.keeps_all else tokens.embeddings[selection.index]
-            for (_, tokens), selection in zip(groups, selections, strict=True)
-        ]
-        images = tuple(
-            ImageReport(row, _on_cpu(selection), tokens.positions.cpu())
-            for (row, tokens), selection in zip(groups, selections, strict=True)
-        )
-        report = Report(images, ids.shape[1], prompt.input_ids.shape[1], timings)
-        return prompt, {"image": encoded.output_type(pooler_output=features)}, report
+        prompt = compact(ids, mask, slots, stays[slots], positions=self.positions, pad_token_id=pad or 0, axes=axes)
+        report = Report(tuple(images), ids.shape[1], prompt.input_ids.shape[1], timings)
+        return prompt, outputs, report
 
-    def _groups(self, images: list[VisualTokens], slots: Tensor) -> list[tuple[int, VisualTokens]]:
+    def _groups(self, modality: Modality, visuals: list[Visual], slots: Tensor) -> list[tuple[int, Visual]]:
         """Return the row and the tokens that share a budget, in prompt order."""
         room: list[int] = slots.sum(1).tolist()
-        filled = sum(len(tokens) for tokens in images)
+        filled = sum(visual.length for visual in visuals)
         if filled != sum(room):
             raise ValueError(
-                f"the prompts have {sum(room)} image placeholders but the images fill {filled}; "
+                f"the prompts have {sum(room)} {modality} placeholders but the {modality}s fill {filled}; "
                 "pass the ids and pixels of the same processor call"
             )
-        groups: list[tuple[int, list[VisualTokens]]] = []
+        groups: list[tuple[int, list[Visual]]] = []
         row = 0
-        for number, tokens in enumerate(images):
+        for number, visual in enumerate(visuals):
+            tokens = visual.tokens
             if not bool(tokens.embeddings.isfinite().all() & tokens.features.isfinite().all()):
                 raise ValueError(
-                    f"image {number} gives NaN or infinite features; check its pixels and the model's dtype"
+                    f"{modality} {number} gives NaN or infinite features; check its pixels and the model's dtype"
                 )
             while room[row] == 0:
                 row += 1
-            if len(tokens) > room[row]:
+            if visual.length > room[row]:
                 raise ValueError(
-                    f"image {number} fills {len(tokens)} placeholders but prompt {row} has {room[row]} left for it; "
-                    "pass the ids and pixels of the same processor call"
+                    f"{modality} {number} fills {visual.length} placeholders but prompt {row} has {room[row]} left "
+                    "for it; pass the ids and pixels of the same processor call"
                 )
-            room[row] -= len(tokens)
+            room[row] -= visual.length
             if self.scope == "prompt" and groups and groups[-1][0] == row:
-                groups[-1][1].append(tokens)
+                groups[-1][1].append(visual)
             else:
-                groups.append((row, [tokens]))
-        return [(row, _joined(group)) for row, group in groups]
+                groups.append((row, [visual]))
+        return [(row, joined_visuals(group)) for row, group in groups]
 
     def _pad_token_id(self) -> int | None:
         for config in (self.model.generation_config, self.model.config.get_text_config()):
@@ -350,32 +385,35 @@ class Session:
         self, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any], shorter: int
     ) -> dict[str, int]:
         """Lower the limits that count the prompt, so that as many new tokens come as without pruning."""
-
-        def given(name: str) -> int | None:
-            sources = (getattr(generation_config, name, None), getattr(self.model.generation_config, name, None))
-            return next((value for value in (kwargs.get(name), *sources) if value is not None), None)
-
         lowered = {}
         for limit, new_tokens in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            value = given(limit)
-            if shorter and value is not None and given(new_tokens) is None:
+            value = self._given(limit, generation_config, kwargs)
+            if shorter and value is not None and self._given(new_tokens, generation_config, kwargs) is None:
                 lowered[limit] = max(0, value - shorter)
         return lowered
 
+    def _given(self, name: str, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any]) -> int | None:
+        """Return an option of `generate` from where it counts most."""
+        sources = (getattr(generation_config, name, None), getattr(self.model.generation_config, name, None))
+        return next((value for value in (kwargs.get(name), *sources) if value is not None), None)
 
-def _joined(group: list[VisualTokens]) -> VisualTokens:
-    """Return the images of one prompt as one, numbered by frame."""
-    if len(group) == 1:
-        return group[0]
-    positions = [tokens.positions.clone() for tokens in group]
-    for frame, one in enumerate(positions):
-        one[:, 0] = frame
-    return VisualTokens(
-        torch.cat([tokens.features for tokens in group]),
-        torch.cat([tokens.embeddings for tokens in group]),
-        group[0].projector,
-        torch.cat(positions),
-    )
+    def _check_copies(
+        self,
+        generation_config: GenerationConfig | None,
+        kwargs: Mapping[str, Any],
+        encoded: Mapping[str, Any],
+        report: Report,
+    ) -> None:
+        """Refuse to copy prompts, as beams do, where transformers could not tell whose rows of features are whose."""
+        copies = [self._given(name, generation_config, kwargs) or 1 for name in ("num_beams", "num_return_sequences")]
+        prompts = {(image.modality, image.row) for image in report.images}
+        for modality, output in encoded.items():
+            joined = isinstance(output.pooler_output, Tensor) and len(output.pooler_output) == 1
+            if max(copies) > 1 and joined and sum(kind == modality for kind, _ in prompts) > 1:
+                raise ValueError(
+                    f"{type(self.model).__name__} cannot copy prompts that keep different numbers of tokens; "
+                    "give an int for keep, or one prompt at a time"
+                )
 
 
 def _on_cpu(selection: Selection) -> Selection:

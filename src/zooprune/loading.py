@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from zooprune.bundled import load_bundled
+from zooprune.bundled import BUNDLED_FOLDER, load_bundled
 from zooprune.families import find_family
 
 #: The name of the model that ships with the package.
@@ -49,7 +49,29 @@ def _load_bundled(dtype: str) -> tuple[Any, ProcessorMixin]:
     return (model if dtype == "auto" else model.to(dtype=DTYPES[dtype])), processor
 
 
-def _load_checkpoint(name: str, dtype: str) -> tuple[Any, ProcessorMixin]:
+def load_skeleton(name: str) -> PreTrainedModel:
+    """Build a model without its weights, to see what kind of model it is.
+
+    Parameters
+    ----------
+    name : str
+        "bundled", a folder, or an id on the Hugging Face hub.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or transformers knows no vision-language model of its kind.
+    """
+    config = _load_config(str(BUNDLED_FOLDER) if name == BUNDLED else name)
+    try:
+        with torch.device("meta"):
+            skeleton: PreTrainedModel = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    except ValueError as error:
+        raise ValueError(f"{name} is no vision-language model of transformers ({_first_line(error)})") from None
+    return skeleton
+
+
+def _load_config(name: str) -> Any:
     try:
         # Said outright: asked for nothing, transformers would ask whoever sits at the terminal.
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -60,6 +82,11 @@ def _load_checkpoint(name: str, dtype: str) -> tuple[Any, ProcessorMixin]:
         ) from None
     if not hasattr(config, "vision_config"):
         raise ValueError(f"{name} is a text-only model ({config.model_type}); give a vision-language model")
+    return config
+
+
+def _load_checkpoint(name: str, dtype: str) -> tuple[Any, ProcessorMixin]:
+    _load_config(name)
     loaded: Any
     try:
         loaded = AutoModelForImageTextToText.from_pretrained(

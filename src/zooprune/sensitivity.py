@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zooprune.precision import exact_float32
-
-Projector = Callable[[Tensor], Tensor]
+from zooprune.projectors import NormedMLP, Projector
 
 #: Tokens that pass through the projector at once; bounds the memory of the sampled estimators.
 _CHUNK = 2048
@@ -130,10 +129,15 @@ def closed_form(projector: Projector, features: Tensor, *, rank: int | None = No
     E ||J u||^2 = ||J||_F^2 / d_vision = d^T G d / d_vision with d the diagonal of D and
     G = (W1 W1^T) * (W2^T W2), elementwise. G depends on the weights alone and is kept until they change.
 
+    A norm in front of W1, one for each block of the token, changes ||J||_F^2 by a scale and a rank-one term for each
+    block: with x^ the block's normalised value, s its scale, n its width and g the norm's weight, the norm's own
+    Jacobian N has N N^T = diag(g) (C - c x^ x^^T) diag(g) / s^2, where c = (2 - ||x^||^2 / n) / n and C takes the mean
+    away if the norm does.
+
     Parameters
     ----------
     projector : torch.nn.Module
-        Linear, elementwise activation without parameters, Linear.
+        Linear, elementwise activation without parameters, Linear; or a `zooprune.projectors.NormedMLP`.
     features : Tensor, (N, d_vision)
     rank : int, optional
         Keep G as its exact diagonal plus that many columns, which is cheaper; None keeps it whole.
@@ -148,19 +152,59 @@ def closed_form(projector: Projector, features: Tensor, *, rank: int | None = No
         If the projector has another form; use `jvp` there.
     """
     features = _checked(features)
-    mlp = as_mlp(projector)
-    if mlp is None:
-        raise ValueError('closed_form needs Linear -> activation -> Linear; use estimator="jvp" for this projector')
-    assert isinstance(projector, nn.Module)
-    slopes = mlp.slopes(features)
-    if rank is None:
-        gram = _cached(projector, "gram", mlp.gram)
-        squared = ((slopes @ gram) * slopes).sum(-1)
-    else:
+    if rank is not None:
         _positive("rank", rank)
-        residual, columns = _cached(projector, ("gram", rank), lambda: _diagonal_plus_low_rank(mlp.gram(), rank))
-        squared = slopes.square() @ residual + (slopes @ columns).square().sum(-1)
+    if isinstance(projector, NormedMLP):
+        squared = _normed_squared(projector, features, rank)
+    else:
+        mlp = as_mlp(projector)
+        if mlp is None:
+            raise ValueError('closed_form needs Linear -> activation -> Linear; use estimator="jvp" for this projector')
+        assert isinstance(projector, nn.Module)
+        squared = _quadratic(projector, "gram", mlp.gram, mlp.slopes(features), rank)
     return (squared.clamp_min(0) / features.shape[-1]).sqrt()
+
+
+def has_closed_form(projector: Projector) -> bool:
+    """Return whether `closed_form` can be had."""
+    return isinstance(projector, NormedMLP) or as_mlp(projector) is not None
+
+
+def _quadratic(projector: nn.Module, key: Any, gram: Callable[[], Tensor], slopes: Tensor, rank: int | None) -> Tensor:
+    """Return d^T G d for every row d of `slopes`, (N,), with G kept whole or as diagonal plus `rank` columns."""
+    if rank is None:
+        return ((slopes @ _cached(projector, key, gram)) * slopes).sum(-1)
+    residual, columns = _cached(projector, (key, rank), lambda: _diagonal_plus_low_rank(gram(), rank))
+    return slopes.square() @ residual + (slopes @ columns).square().sum(-1)
+
+
+def _normed_squared(projector: NormedMLP, features: Tensor, rank: int | None) -> Tensor:
+    """Return ||J||_F^2 at every token, (N,)."""
+    norm, first = _in_float32(projector.norm), _in_float32(projector.first)
+    weight_1 = _cached(projector, "first", lambda: _matrix(first, features))
+    weight_2 = projector.second.weight.detach().float()
+    gain = projector.gain.detach().float()
+    blocks = features.unflatten(-1, (projector.blocks, -1))
+    with torch.no_grad():
+        hidden = first(norm(blocks).flatten(-2))
+    slopes = _slopes(projector.activation, hidden)
+    unit, scale = projector.normalised(blocks)
+    width = blocks.shape[-1]
+    squared = features.new_zeros(len(features))
+    for block in range(projector.blocks):
+        # What this block's normalised values are multiplied with: W1 diag(g).
+        columns = weight_1[:, block * width : (block + 1) * width] * gain
+
+        def gram(columns: Tensor = columns) -> Tensor:
+            if projector.centred:
+                columns = columns - columns.mean(1, keepdim=True)
+            return (columns @ columns.T).mul_(weight_2.T @ weight_2)
+
+        whole = _quadratic(projector, ("gram", block), gram, slopes, rank)
+        along = ((slopes * (unit[:, block] @ columns.T)) @ weight_2.T).square().sum(-1)
+        taken = (2 - unit[:, block].square().mean(-1)) / width
+        squared += (whole - taken * along) / scale[:, block].square()
+    return squared
 
 
 @exact_float32()
@@ -263,10 +307,7 @@ class TwoLayer:
 
     def slopes(self, x: Tensor) -> Tensor:
         """Return the activation's derivative at every hidden unit: (N, d_hidden)."""
-        with torch.inference_mode(False), torch.enable_grad():
-            hidden = self.hidden(x.clone()).requires_grad_()
-            (slopes,) = torch.autograd.grad(self.activation(hidden).sum(), hidden)
-        return slopes
+        return _slopes(self.activation, self.hidden(x))
 
     def gram(self) -> Tensor:
         """Return G = (W1 W1^T) * (W2^T W2): (d_hidden, d_hidden), symmetric positive semi-definite."""
@@ -306,6 +347,20 @@ def as_mlp(projector: Projector) -> TwoLayer | None:
         return bool(((actual - plain).norm(dim=-1) <= 1e-4 * plain.norm(dim=-1) + 1e-12).all())
 
     return mlp if _cached(projector, "two layers", holds) else None
+
+
+def _matrix(affine: Projector, features: Tensor) -> Tensor:
+    """Return the matrix of an affine map that takes rows like `features`: (d_out, d_in)."""
+    identity = torch.eye(features.shape[-1], device=features.device)
+    return (affine(identity) - affine(torch.zeros_like(identity[:1]))).T
+
+
+def _slopes(activation: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    """Return an elementwise activation's derivative, the shape of `hidden`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        hidden = hidden.detach().clone().requires_grad_()
+        (slopes,) = torch.autograd.grad(activation(hidden).sum(), hidden)
+    return slopes
 
 
 def _is_plain(weight: Tensor) -> bool:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 _FOLDER = Path(__file__).parent
+#: Where the checkpoint lies that `load_bundled` loads.
+BUNDLED_FOLDER = _FOLDER / "model"
 
 
 def load_bundled() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -31,11 +33,10 @@ def load_bundled() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-    folder = _FOLDER / "model"
     model = LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        BUNDLED_FOLDER, dtype=torch.float32, local_files_only=True, use_safetensors=True
     )
-    return model.eval(), LlavaProcessor.from_pretrained(folder, local_files_only=True)
+    return model.eval(), LlavaProcessor.from_pretrained(BUNDLED_FOLDER, local_files_only=True)
 
 
 def demo_scene() -> tuple[Image.Image, str, str]:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
+from importlib import import_module
+
 from transformers import PreTrainedModel
 
-from zooprune.families.base import Encoded, Family
-from zooprune.families.llava import Llava
+from zooprune.families.base import Encoded, Family, Modality, Visual
+from zooprune.families.generic import Generic, find_projector
 
-FAMILIES: tuple[Family, ...] = (Llava(),)
+
+def _families() -> tuple[Family, ...]:
+    """Return an instance of every family in this folder; a new one needs its file and nothing else."""
+    found = []
+    for module in pkgutil.iter_modules(__path__):
+        members = vars(import_module(f"{__name__}.{module.name}")).values()
+        found += [
+            member()
+            for member in members
+            if inspect.isclass(member) and issubclass(member, Family) and member.__module__.endswith(f".{module.name}")
+            if not inspect.isabstract(member) and member is not Generic
+        ]
+    return tuple(found)
+
+
+#: All families, by the names of their files.
+FAMILIES = _families()
+_GENERIC = Generic()
 
 
 def find_family(model: PreTrainedModel) -> Family:
@@ -18,19 +39,28 @@ def find_family(model: PreTrainedModel) -> Family:
     TypeError
         If `model` is not a transformers model.
     ValueError
-        If no family serves its class.
+        If no family serves its class and it lacks what the generic one needs; the message says what.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"expected a transformers model, got {type(model).__name__}")
     # A subclass builds its prompts like its parent.
     names = {parent.__name__ for parent in type(model).__mro__}
     for family in FAMILIES:
-        if family.architecture in names:
+        if names.intersection(family.architectures):
             return family
-    supported = ", ".join(family.architecture for family in FAMILIES)
+    kind = type(model).__name__
     if not hasattr(model.config, "vision_config"):
-        raise ValueError(f"{type(model).__name__} has no vision tower, so there is nothing to prune; use {supported}")
-    raise ValueError(f"{type(model).__name__} is not supported yet; supported: {supported}")
+        raise ValueError(f"{kind} has no vision tower, so there is nothing to prune; see: zooprune models")
+    missing = []
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        missing.append("a forward pass that takes mm_encoder_outputs")
+    if not hasattr(getattr(model, "model", None), "get_image_features"):
+        missing.append("get_image_features")
+    elif find_projector(model) is None:
+        missing.append("a projector in a usual place")
+    if missing:
+        raise ValueError(f"{kind} is not supported, it lacks {' and '.join(missing)}; see: zooprune models")
+    return _GENERIC
 
 
-__all__ = ["FAMILIES", "Encoded", "Family", "find_family"]
+__all__ = ["FAMILIES", "Encoded", "Family", "Modality", "Visual", "find_family"]

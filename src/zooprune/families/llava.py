@@ -1,51 +1,43 @@
-"""LLaVA and LLaVA-1.5: an image is one tile, and the projector has two layers."""
+"""LLaVA, LLaVA-1.5 and their forks: an image is one tile, and the projector has two layers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from zooprune.families.base import Encoded, Family
+from zooprune.families.base import Encoded, Family, Modality, Visual
 from zooprune.tokens import NEWLINE, VisualTokens
 
 
 class Llava(Family):
     """``LlavaForConditionalGeneration`` with any vision tower and text model that the class takes."""
 
-    architecture = "LlavaForConditionalGeneration"
-    positions = "contiguous"
-    image_arguments = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+    architectures = ("LlavaForConditionalGeneration",)
+    title = "LLaVA, LLaVA-1.5, BakLLaVA, Pixtral-12B"
+    image_arguments: ClassVar[tuple[str, ...]] = (
+        "pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy",
+    )  # fmt: skip
 
-    def encode(self, model: Any, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
         """Encode the images; the projector's input and output are read off as they pass."""
-        projector: nn.Module = model.model.multi_modal_projector
-        read: list[Tensor] = []
-        hook = projector.register_forward_hook(lambda _module, args, _output: read.append(args[0].detach()))
-        arguments = {name: inputs[name] for name in self.image_arguments if inputs.get(name) is not None}
-        try:
-            output = model.get_image_features(**arguments, return_dict=True)
-        finally:
-            hook.remove()
+        projector = model.model.multi_modal_projector
+        output, read = self.run(model, modality, inputs, projector)
         embeddings = list(output.pooler_output)
         # Pixtral-like towers pack images of different sizes into one row, CLIP-like ones give a row each.
-        features = read[0].reshape(-1, read[0].shape[-1]).split([len(image) for image in embeddings])
+        features = read.split([len(image) for image in embeddings])
         sizes = inputs.get("image_sizes")
         if sizes is None:
             sizes = [inputs["pixel_values"].shape[-2:]] * len(embeddings)
         grids = torch.as_tensor(sizes).cpu() // torch.as_tensor(model.config.vision_config.patch_size)
-        images = [
-            VisualTokens(x, z, projector, _grid(len(z), *grid, device=z.device))
+        tail = self.token_wise(projector)
+        tokens = [
+            VisualTokens(x, z, tail, _grid(len(z), *grid, device=z.device))
             for x, z, grid in zip(features, embeddings, grids.tolist(), strict=True)
         ]
-        return Encoded(images, type(output))
-
-    def slots(self, model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-        """Return where the image placeholder stands."""
-        return input_ids == model.config.image_token_id
+        return Encoded([Visual.plain(one) for one in tokens], output)
 
 
 def _grid(total: int, rows: int, columns: int, *, device: torch.device) -> Tensor:

@@ -34,8 +34,9 @@ class ZooPrune(Pruner):
         Tokens per image, or a share of them.
     estimator : {"auto", "closed_form", "jvp", "finite_difference"}
         How to measure sensitivity. "auto" takes the cheapest exact one: the closed form for two-layer projectors,
-        directional derivatives for others. The paper's own is "finite_difference". Where the projector is linear,
-        none of them tells tokens apart: a warning says so once, and every token scores one.
+        with or without a norm in front, directional derivatives for others. The paper's own is "finite_difference".
+        Where the projector is linear, none of them tells tokens apart: a warning says so once, and every token scores
+        one.
     directions : int
         Unit directions that the two sampled estimators draw (m in the paper).
     step : float
@@ -81,7 +82,7 @@ class ZooPrune(Pruner):
             return torch.ones(len(tokens), dtype=torch.float32, device=features.device)
         estimator = self.estimator
         if estimator == "auto":
-            estimator = "jvp" if sensitivity.as_mlp(projector) is None else "closed_form"
+            estimator = "closed_form" if sensitivity.has_closed_form(projector) else "jvp"
         if estimator == "closed_form":
             return sensitivity.closed_form(projector, features, rank=self.rank)
         if estimator == "jvp":

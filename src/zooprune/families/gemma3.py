@@ -1,0 +1,33 @@
+"""Gemma 3: 256 tokens an image, pooled from the tower's patches, then a norm and one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from zooprune.families.base import Encoded, Family, Modality, Visual, square_tiles
+from zooprune.projectors import NormedLinear
+
+
+class Gemma3(Family):
+    """``Gemma3ForConditionalGeneration``. Image tokens attend to each other in both directions, also when pruned."""
+
+    architectures = ("Gemma3ForConditionalGeneration",)
+    title = "Gemma 3"
+    sensitivity = "sampled"
+    traits = ("two-way attention",)
+    image_arguments = ("pixel_values",)
+    per_token = ("token_type_ids",)
+
+    def tail(self, projector: Any) -> nn.Module:
+        """Return what follows the pooling."""
+        return NormedLinear(projector.mm_soft_emb_norm, projector.mm_input_projection_weight)
+
+    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+        """Encode the images; a crop of pan-and-scan counts as an image of its own."""
+        projector = model.model.multi_modal_projector
+        output, read = self.run(model, modality, inputs, projector.mm_soft_emb_norm)
+        images = square_tiles(read, output.pooler_output, self.token_wise(projector))
+        return Encoded([Visual.plain(image) for image in images], output)

@@ -1,0 +1,73 @@
+"""LLaVA-NeXT: a small view of the whole image and tiles of it, unpadded, with a newline after every row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from zooprune.families.base import Encoded, Family, Modality, Visual, grid_positions
+from zooprune.tokens import VisualTokens
+
+
+class LlavaNext(Family):
+    """``LlavaNextForConditionalGeneration``. Tile 0 is the whole image in small."""
+
+    architectures = ("LlavaNextForConditionalGeneration",)
+    title = "LLaVA-NeXT (1.6)"
+    traits = ("tiles", "newlines")
+    image_arguments: ClassVar[tuple[str, ...]] = (
+        "pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy",
+    )  # fmt: skip
+
+    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+        """Encode the tiles, and send what the projector read through the packing that its output went through."""
+        inner = model.model
+        projector = inner.multi_modal_projector
+        calls: list[tuple[list[int], tuple[Any, ...], dict[str, Any]]] = []
+        pack = inner.pack_image_features
+
+        def noting(image_features: list[Tensor], *args: Any, **kwargs: Any) -> Any:
+            calls.append(([len(tiles) for tiles in image_features], args, kwargs))
+            return pack(image_features, *args, **kwargs)
+
+        inner.pack_image_features = noting
+        try:
+            output, read = self.run(model, modality, inputs, projector)
+        finally:
+            del inner.pack_image_features
+        ((counts, args, kwargs),) = calls
+
+        def packed(tiles: list[Tensor], newline: float) -> list[Tensor]:
+            mark = torch.full_like(tiles[0][0, 0], newline)
+            return pack(tiles, *args, **{**kwargs, "image_newline": mark})[0]
+
+        tiles = read.unflatten(0, (sum(counts), -1))
+        side = round(tiles.shape[1] ** 0.5)
+        features = packed(list(tiles.split(counts)), 0.0)
+        grids = [
+            torch.stack([grid_positions(side, side, tile=tile, device=read.device) for tile in range(count)])
+            for count in counts
+        ]
+        # A newline is told apart by a tile number that cannot be.
+        positions = packed([grid.float() for grid in grids], -1.0)
+        tail = self.token_wise(projector)
+        visuals = [
+            unpacked(x, z, place.round().long(), tail, several=count > 1)
+            for x, z, place, count in zip(features, output.pooler_output, positions, counts, strict=True)
+        ]
+        return Encoded(visuals, output)
+
+
+def unpacked(features: Tensor, embeddings: Tensor, positions: Tensor, projector: nn.Module, *, several: bool) -> Visual:
+    """Tell tokens from newlines, whose tile is negative; `several` tiles begin with the small view."""
+    slots = torch.arange(len(positions), device=positions.device)
+    newlines, places = slots[positions[:, 1] < 0], slots[positions[:, 1] >= 0]
+    own = positions[places]
+    breaks = torch.cat([newlines, newlines.new_full((1,), -1)])[torch.searchsorted(newlines, places)]
+    if several:
+        # The small view has no newlines of its own.
+        breaks = breaks.masked_fill(own[:, 1] == 0, -1)
+    return Visual(VisualTokens(features[places], embeddings[places], projector, own), len(positions), places, breaks)

@@ -1,0 +1,114 @@
+"""Qwen2-VL to Qwen3.5: images and videos of any size, four patches merged into a token, positions on three axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from zooprune.families.base import Encoded, Family, Modality, Visual, grid_positions
+from zooprune.projectors import NormedMLP
+from zooprune.tokens import VisualTokens
+
+_DIGITS, _BASE = 4, 128
+
+
+class Qwen2VL(Family):
+    """``Qwen2VLForConditionalGeneration`` and ``Qwen2_5_VLForConditionalGeneration``."""
+
+    architectures: ClassVar[tuple[str, ...]] = ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
+    title = "Qwen2-VL, Qwen2.5-VL"
+    traits: ClassVar[tuple[str, ...]] = ("any size", "M-RoPE")
+    positions = "original"
+    image_arguments = ("pixel_values", "image_grid_thw")
+    video_arguments: ClassVar[tuple[str, ...]] = ("pixel_values_videos", "video_grid_thw")
+    consumed = ("mm_token_type_ids", "second_per_grid_ts")
+
+    def tail(self, projector: Any) -> nn.Module:
+        """Return the merger as norm, layer, activation, layer."""
+        first, activation, second = projector.mlp
+        blocks = first.in_features // projector.ln_q.weight.shape[0]
+        return NormedMLP(projector.ln_q, first, activation, second, blocks)
+
+    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+        """Encode; the merger may run in another order than the one its output comes in, and is followed there."""
+        merger = model.model.visual.merger
+        tail = self.token_wise(merger)
+        # Numbers written beside the merger's output go wherever it goes.
+        handle = merger.register_forward_hook(lambda _module, _args, out: torch.cat([out, _numbers(out)], dim=-1))
+        try:
+            output, read = self.run(model, modality, inputs, merger)
+        finally:
+            handle.remove()
+        width = output.pooler_output[0].shape[-1] - _DIGITS
+        order = torch.cat([rows[:, width:] for rows in output.pooler_output])
+        output.pooler_output = [rows[:, :width] for rows in output.pooler_output]
+        features = read.view(len(order), -1)[_read_numbers(order)]
+        merge = model.model.visual.spatial_merge_size
+        grids = inputs[self.arguments(modality)[1]].tolist()
+        visuals = []
+        for x, z, (frames, rows, columns) in zip(
+            features.split([len(rows) for rows in output.pooler_output]), output.pooler_output, grids, strict=True
+        ):
+            positions = grid_positions(rows // merge, columns // merge, frames=frames, device=z.device)
+            visuals.append(Visual.plain(VisualTokens(x, z, tail, positions)))
+        return Encoded(visuals, output)
+
+    def axes(self, model: Any, inputs: Mapping[str, Any], attention_mask: Tensor) -> Tensor | None:
+        """Return time, row and column of every prompt token, as the model itself counts them."""
+        names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids")
+        given = {name: inputs[name] for name in names if inputs.get(name) is not None}
+        if "mm_token_type_ids" not in given:
+            raise ValueError("no mm_token_type_ids; pass all that the processor returned")
+        positions, _ = model.model.get_rope_index(inputs["input_ids"], attention_mask=attention_mask, **given)
+        return positions
+
+
+class Qwen3VL(Qwen2VL):
+    """``Qwen3VLForConditionalGeneration``, Qwen3.5 and the mixtures of experts of both.
+
+    Deeper layers of the tower are added inside the language model (deepstack) and are cut alike.
+    """
+
+    architectures = (
+        "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration", "Qwen3_5ForConditionalGeneration",
+        "Qwen3_5MoeForConditionalGeneration",
+    )  # fmt: skip
+    title = "Qwen3-VL, Qwen3.5, and their MoE"
+    traits = ("any size", "M-RoPE", "deepstack")
+
+    def tail(self, projector: Any) -> nn.Module:
+        """Return the merger as norm, layer, activation, layer."""
+        first, second = projector.linear_fc1, projector.linear_fc2
+        blocks = first.in_features // projector.norm.weight.shape[0]
+        return NormedMLP(projector.norm, first, projector.act_fn, second, blocks)
+
+
+class Glm4v(Qwen2VL):
+    """``Glm4vForConditionalGeneration`` (GLM-4.1V) and ``Glm4vMoeForConditionalGeneration`` (GLM-4.5V).
+
+    A convolution merges the patches before the projector, which is gated.
+    """
+
+    architectures = ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration")
+    title = "GLM-4.1V, GLM-4.5V"
+    sensitivity = "sampled"
+    # Frames of a video stand under the images' own placeholder, which is not told apart here.
+    video_arguments: ClassVar[tuple[str, ...]] = ()
+
+    def tail(self, projector: Any) -> nn.Module:
+        """Return the merger, which works token by token as it is."""
+        return projector
+
+
+def _numbers(rows: Tensor) -> Tensor:
+    """Return the number of every row in digits that half precision holds exactly: (rows, digits)."""
+    number = torch.arange(len(rows), device=rows.device)
+    return torch.stack([number // _BASE**place % _BASE for place in range(_DIGITS)], dim=-1).to(rows.dtype)
+
+
+def _read_numbers(digits: Tensor) -> Tensor:
+    powers = torch.tensor([_BASE**place for place in range(_DIGITS)], device=digits.device)
+    return (digits.long() * powers).sum(-1)

@@ -1,0 +1,106 @@
+"""Forms of projectors whose sensitivity has a closed form, built around a model's own layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+Projector = Callable[[Tensor], Tensor]
+
+
+class NormedMLP(nn.Module):
+    """Norm each block, put the blocks side by side, Linear, activation, Linear.
+
+    The form of Qwen's patch merger (four blocks, one per merged patch) and of InternVL's projector (one block).
+
+    Parameters
+    ----------
+    norm : torch.nn.Module
+        LayerNorm, or an RMSNorm whose output is `weight` times the normalised input.
+    first : torch.nn.Module
+        A linear layer, or any other affine map.
+    activation : callable
+        Elementwise, without parameters.
+    second : torch.nn.Linear
+    blocks : int
+        How many equal parts of a token are normed each by itself.
+    """
+
+    def __init__(
+        self,
+        norm: Any,
+        first: nn.Module,
+        activation: Callable[[Tensor], Tensor],
+        second: nn.Linear,
+        blocks: int = 1,
+    ) -> None:
+        super().__init__()
+        self.norm: Any = norm
+        self.first, self.activation, self.second = first, activation, second
+        self.blocks = blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., blocks * d) to (..., d_text)."""
+        normed = self.norm(x.unflatten(-1, (self.blocks, -1))).flatten(-2)
+        return self.second(self.activation(self.first(normed)))
+
+    @property
+    def centred(self) -> bool:
+        """Whether the norm takes the mean away."""
+        return isinstance(self.norm, nn.LayerNorm)
+
+    @property
+    def gain(self) -> Tensor:
+        """What the norm multiplies the normalised values with: (d,)."""
+        gain: Tensor = self.norm.weight
+        return gain
+
+    def normalised(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalised values, the shape of `blocks`, and what they were divided by, (..., blocks)."""
+        eps: float = getattr(self.norm, "variance_epsilon", None) or self.norm.eps
+        if self.centred:
+            blocks = blocks - blocks.mean(-1, keepdim=True)
+        scale = (blocks.square().mean(-1) + eps).sqrt()
+        return blocks / scale[..., None], scale
+
+
+class NormedLinear(nn.Module):
+    """A norm and a matrix: Gemma 3's projector after its pooling.
+
+    Parameters
+    ----------
+    norm : torch.nn.Module
+    matrix : torch.nn.Parameter, (d_vision, d_text)
+    """
+
+    def __init__(self, norm: nn.Module, matrix: nn.Parameter) -> None:
+        super().__init__()
+        self.norm, self.matrix = norm, matrix
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., d_vision) to (..., d_text)."""
+        return self.norm(x) @ self.matrix
+
+
+class GatedMLP(nn.Module):
+    """Norm, if there is one, Linear, one half gated by the other, Linear: the projectors of Aya Vision and Command A.
+
+    Parameters
+    ----------
+    norm : torch.nn.Module
+    first, second : torch.nn.Linear
+    activation : callable
+    """
+
+    def __init__(
+        self, norm: nn.Module, first: nn.Linear, activation: Callable[[Tensor], Tensor], second: nn.Linear
+    ) -> None:
+        super().__init__()
+        self.norm, self.first, self.activation, self.second = norm, first, activation, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., d_vision) to (..., d_text)."""
+        value, gate = self.first(self.norm(x)).chunk(2, dim=-1)
+        return self.second(self.activation(gate) * value)

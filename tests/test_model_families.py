@@ -1,0 +1,418 @@
+"""Every model family against the same contract, on tiny models."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from zoo_of_models import CASES, IMAGE, NEXT_SIZES, VIDEO_CASES, make_video
+from zooprune import ZooPrune, get_pruner, prune, sensitivity
+from zooprune.budgeting import deal, spend
+from zooprune.families import find_family
+
+ONE_AXIS = [name for name in CASES if not name.startswith(("qwen", "glm"))]
+GREEDY = {"max_new_tokens": 4, "do_sample": False}
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(case):
+    return case.model()
+
+
+def pruner(keep):
+    return get_pruner("random", keep=keep)
+
+
+def encode(model, inputs):
+    with torch.no_grad():
+        return find_family(model).encode(model, "image", inputs)
+
+
+def test_keeping_all_is_plain_generation_bit_for_bit(case, model):
+    inputs = case.make(model, [[0], [case.kinds - 1, 0], []])
+    plain = model.generate(**inputs, **GREEDY, output_logits=True, return_dict_in_generate=True)
+    with prune(model, pruner(1.0)):
+        kept = model.generate(**inputs, **GREEDY, output_logits=True, return_dict_in_generate=True)
+    assert torch.equal(kept.sequences, plain.sequences)
+    assert all(torch.equal(one, other) for one, other in zip(kept.logits, plain.logits, strict=True))
+
+
+def test_a_batch_equals_its_rows(case, model):
+    rows = [[0], [case.kinds - 1, 0], []]
+    batch = case.make(model, rows)
+    options = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
+    with prune(model, ZooPrune(keep=3), positions="auto") as session, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        together = model.generate(**batch, **options)
+        images = list(session.reports[-1].images)
+        for number, row in enumerate(rows):
+            alone = model.generate(**case.make(model, [row], seed=number), **options)
+            # The text after the images is longer in later rows of a batch.
+            if number == 0:
+                assert torch.equal(alone.sequences[:, -4:], together.sequences[:1, -4:])
+                for one, other in zip(alone.logits, together.logits, strict=True):
+                    torch.testing.assert_close(one[0], other[0], rtol=1e-4, atol=1e-4)
+            if row:
+                mine = [image for image in images if image.row == number]
+                for one, other in zip(session.reports[-1].images, mine, strict=True):
+                    assert torch.equal(one.selection.index, other.selection.index)
+
+
+def test_bare_forward_passes_see_what_generate_sees(case, model):
+    inputs = case.make(model, [[0], [case.kinds - 1, 0]])
+    with torch.no_grad(), prune(model, pruner(3)) as session:
+        said = model.generate(**inputs, **GREEDY)
+        logits = model(**session.prepare(inputs)).logits[:, -1]
+    assert torch.equal(logits.argmax(-1), said[:, inputs["input_ids"].shape[1]])
+
+
+def test_original_positions_equal_a_dense_run_with_masked_keys(case, model):
+    if case.name == "qwen3_5":
+        pytest.skip("its linear attention has no keys that could be masked")
+    inputs = case.make(model, [[case.kinds - 1, 0]])
+    with torch.no_grad(), prune(model, pruner(3), positions="original") as session:
+        prepared = session.prepare(inputs)
+        pruned = model(**prepared).logits[:, -1]
+        dense = dict(inputs)
+        family = find_family(model)
+        stays = kept_columns(session, inputs)
+        numbers = torch.arange(stays.shape[1])[None]
+        axes = family.axes(model, inputs, inputs["attention_mask"])
+        dense["position_ids"] = numbers + family.first_position if axes is None else torch.cat([numbers[None], axes])
+        dense["attention_mask"] = stays.long()
+        expected = model(**dense).logits[:, -1]
+    torch.testing.assert_close(pruned, expected, rtol=1e-5, atol=1e-5)
+
+
+def kept_columns(session, inputs):
+    """Return which columns of a one-row prompt stay, from what the reports say."""
+    slots = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    stays = torch.ones(1, inputs["input_ids"].shape[1], dtype=torch.bool)
+    encoded = encode(session.model, inputs)
+    start = 0
+    for visual, image in zip(encoded.visuals, session.reports[-1].images, strict=True):
+        mine = slots[start : start + visual.length]
+        stays[0, mine] = False
+        stays[0, mine[visual.places[image.selection.index]]] = True
+        start += visual.length
+    return stays
+
+
+@pytest.mark.parametrize("name", ONE_AXIS)
+def test_contiguous_positions_equal_the_prompt_cut_by_hand(name):
+    case = CASES[name]
+    model = case.model()
+    inputs = case.make(model, [[case.kinds - 1, 0]])
+    with torch.no_grad(), prune(model, pruner(3), positions="contiguous") as session:
+        pruned = model(**session.prepare(inputs)).logits[:, -1]
+        stays = kept_columns(session, inputs)
+    ids = inputs["input_ids"][stays][None]
+    names = ("image_sizes", "pixel_attention_mask")
+    with torch.no_grad():
+        output = model.model.get_image_features(
+            inputs["pixel_values"], **{key: inputs[key] for key in names if key in inputs}, return_dict=True
+        )
+        rows = torch.cat([one.flatten(0, -2) for one in output.pooler_output])
+        kept = rows[stays[inputs["input_ids"] == IMAGE]]
+        is_list = not isinstance(output.pooler_output, torch.Tensor)
+        by_hand = type(output)(pooler_output=[kept] if is_list else kept[None])
+        types = {"token_type_ids": inputs["token_type_ids"][stays][None]} if "token_type_ids" in inputs else {}
+        expected = model(
+            input_ids=ids, attention_mask=torch.ones_like(ids), mm_encoder_outputs={"image": by_hand}, **types
+        )
+    torch.testing.assert_close(pruned, expected.logits[:, -1], rtol=1e-5, atol=1e-5)
+
+
+MODES = {
+    "beams": {"num_beams": 2},
+    "samples": {"do_sample": True, "num_return_sequences": 2},
+    "static cache": {"cache_implementation": "static"},
+    "chunked prefill": {"prefill_chunk_size": 7},
+    "no cache": {"use_cache": False},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_way_of_generating_gives_the_prompt_back(case, model, mode):
+    options = {**GREEDY, **MODES[mode]}
+    inputs = case.make(model, [[0], [0]])
+    try:
+        model.generate(**inputs, **options)
+    except Exception as error:
+        pytest.skip(f"this model cannot do it unpruned either: {error}")
+    with prune(model, pruner(3)):
+        output = model.generate(**inputs, **options)
+    count = 2 * options.get("num_return_sequences", 1)
+    width = inputs["input_ids"].shape[1]
+    assert output.shape == (count, width + 4)
+    assert torch.equal(output[:, :width], inputs["input_ids"].repeat_interleave(count // 2, dim=0))
+
+
+def test_the_projector_makes_the_embeddings_of_the_features(case, model):
+    visuals = encode(model, case.make(model, [list(range(case.kinds))])).visuals
+    for visual in visuals:
+        tokens = visual.tokens
+        if case.name == "llava_onevision" and len(tokens) % 16:
+            continue  # Interpolated after the projector.
+        torch.testing.assert_close(tokens.projector(tokens.features), tokens.embeddings, rtol=1e-4, atol=1e-5)
+
+
+def test_sensitivity_is_that_of_the_real_projector(case, model):
+    """Against Jacobians that autograd works out in float64."""
+    tokens = encode(model, case.make(model, [[0]])).visuals[0].tokens
+    rows = tokens.features[:3].double()
+    reference = model_in_double(tokens.projector)
+    jacobians = torch.stack([torch.autograd.functional.jacobian(reference, row[None])[0, :, 0] for row in rows])
+    if sensitivity.is_linear(tokens.projector, tokens.features):
+        assert torch.allclose(jacobians[0], jacobians[1])
+        with pytest.warns(UserWarning, match="linear"):
+            assert bool((fresh(ZooPrune).score(tokens) == 1).all())
+        return
+    if sensitivity.has_closed_form(tokens.projector):
+        expected = jacobians.flatten(1).norm(dim=1) / rows.shape[1] ** 0.5
+        actual = sensitivity.closed_form(tokens.projector, tokens.features[:3])
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=0)
+        whole = sensitivity.closed_form(tokens.projector, tokens.features[:3], rank=10_000)
+        torch.testing.assert_close(whole, actual, rtol=1e-3, atol=0)
+    units = nn.functional.normalize(torch.randn(5, rows.shape[1], dtype=torch.float64), dim=1)
+    expected = (jacobians @ units.T).norm(dim=1).mean(1)
+    actual = sensitivity.jvp(tokens.projector, tokens.features[:3], directions=units)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=0)
+
+
+def fresh(kind):
+    from zooprune.pruners import zoo
+
+    zoo._warned.clear()
+    return kind()
+
+
+def model_in_double(projector):
+    state = {name: value.double() for name, value in (*projector.named_parameters(), *projector.named_buffers())}
+    return lambda x: torch.func.functional_call(projector, state, (x,))
+
+
+def test_which_sensitivity_is_exact(case, model):
+    tokens = encode(model, case.make(model, [[0]])).visuals[0].tokens
+    linear = sensitivity.is_linear(tokens.projector, tokens.features)
+    kind = "linear" if linear else "closed form" if sensitivity.has_closed_form(tokens.projector) else "sampled"
+    assert kind == find_family(model).sensitivity
+
+
+def test_a_token_shows_the_patch_it_says_it_shows(case, model):
+    """With attention out of the way, changing one patch moves the tokens at its place and no others."""
+    kind = 1 if case.name == "llava_onevision" else case.kinds - 1
+    inputs = case.make(model, [[kind]])
+    silent = case.model()
+    for name, parameter in silent.model.named_parameters():
+        if re.search(r"(vision|visual).*(out_proj|attn\.proj|o_proj|projection_layer|attention\.proj)\.", name):
+            nn.init.zeros_(parameter)
+    before = encode(silent, inputs).visuals
+    pixels = inputs["pixel_values"]
+    grid = "image_grid_thw" in inputs
+    places = [(3,), (9,), (20,)] if grid else list(itertools.product(range(leading(pixels)), (0, 2), (1, 3)))
+    for place in places:
+        changed = pixels.clone()
+        if grid:
+            changed[place[0]] += 1
+            expected = (None, *divmod(place[0] // 4, int(inputs["image_grid_thw"][0, 2]) // 2))
+        else:
+            tile, row, column = place
+            flat = changed.view(-1, *changed.shape[-3:])
+            if not flat[tile].any() or not flat[tile, :, 14 * row, 14 * column].any():
+                continue
+            flat[tile, :, 14 * row : 14 * row + 14, 14 * column : 14 * column + 14] += 1
+            merge = {"internvl": 2, "gemma3": 2, "idefics3": 2, "smolvlm": 2, "mistral3": 2, "aya_vision": 2}
+            factor = merge.get(case.name, 1)
+            expected = (tile, row // factor, column // factor)
+        after = encode(silent, inputs | {"pixel_values": changed}).visuals
+        moved = []
+        for number, (one, other) in enumerate(zip(before, after, strict=True)):
+            gone = (one.tokens.features - other.tokens.features).abs().amax(1) > 1e-6
+            moved += [(number, *where) for where in one.tokens.positions[gone].tolist()]
+        if len(before) > 1:
+            moved = [(0, 0, number, row, column) for number, _, _, row, column in moved]
+        if case.name == "llava_onevision":
+            # Interpolation lets a patch reach its neighbours.
+            assert all(where[2] == expected[0] for where in moved)
+            continue
+        # Unpadding may have taken the patch away.
+        wanted = [] if not moved and case.name.startswith("llava_next") else [expected]
+        assert [(None if grid else where[2], *where[3:]) for where in moved] == wanted
+
+
+def leading(pixels):
+    return int(np.prod(pixels.shape[:-3]))
+
+
+# Budgets, tiles and newlines
+
+
+def random_sizes(count):
+    generator = np.random.default_rng(0)
+    return [tuple(int(side) for side in generator.integers(10, 300, size=2)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def thirty_images():
+    """Thirty sizes and aspect ratios through LLaVA-NeXT's tiles, each encoded once."""
+    import zoo_of_models
+
+    case = CASES["llava_next"]
+    model = case.model()
+    visuals = []
+    for size in random_sizes(30):
+        zoo_of_models.NEXT_SIZES = (size,)
+        try:
+            inputs = case.make(model, [[0]])
+        finally:
+            zoo_of_models.NEXT_SIZES = NEXT_SIZES
+        visuals.append(encode(model, inputs).visuals[0])
+    return visuals
+
+
+@pytest.mark.parametrize("scope", ["image", "tile"])
+@pytest.mark.parametrize("newlines", ["drop", "keep", "rows"])
+@pytest.mark.parametrize("keep", [1, 7, 23, 64, 0.3, 10_000])
+def test_budgets_are_exact(thirty_images, scope, newlines, keep):
+    for visual in thirty_images:
+        total = visual.length
+        expected = min(keep, total) if isinstance(keep, int) else int(keep * total + 0.5)
+        selection, kept = spend(pruner(keep), visual, scope=scope, newlines=newlines)
+        assert int(kept.sum()) == expected
+        assert bool(kept[visual.places[selection.index]].all())
+        separators = torch.ones_like(kept)
+        separators[visual.places] = False
+        if newlines == "drop" and expected <= len(visual.tokens):
+            assert not bool((kept & separators).any())
+        if newlines == "keep" and expected > int(separators.sum()):
+            assert bool(kept[separators].all())
+
+
+def test_rows_keep_their_newline(thirty_images):
+    for visual in thirty_images:
+        selection, kept = spend(pruner(20), visual, scope="image", newlines="rows")
+        ends = visual.breaks[selection.index]
+        assert bool(kept[ends[ends >= 0]].all())
+        assert len(selection) < 20 or not bool((ends >= 0).any())
+
+
+def test_every_row_ends_with_its_newline(thirty_images):
+    for visual in thirty_images:
+        tiles = visual.tokens.positions[:, 1]
+        for place, end, tile in zip(visual.places.tolist(), visual.breaks.tolist(), tiles.tolist(), strict=True):
+            if tile == 0:
+                assert end == -1
+            else:
+                between = set(range(place, end))
+                assert end > place and between <= set(visual.places.tolist())
+
+
+def test_tiles_share_the_budget_evenly(thirty_images):
+    for visual in thirty_images:
+        selection, _ = spend(pruner(17), visual, scope="tile", newlines="drop")
+        positions = visual.tokens.positions
+        counts = [int((positions[selection.index, 1] == tile).sum()) for tile in positions[:, 1].unique()]
+        sizes = [int((positions[:, 1] == tile).sum()) for tile in positions[:, 1].unique()]
+        assert sum(counts) == min(17, len(visual.tokens))
+        fair = 17 // len(counts)
+        assert all(count >= min(fair, size) for count, size in zip(counts, sizes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("budget", "sizes", "shares"),
+    [(10, [5, 5, 5], [4, 3, 3]), (10, [1, 5, 5], [1, 5, 4]), (2, [4, 4, 4], [1, 1, 0]), (9, [3, 3, 3], [3, 3, 3])],
+)
+def test_dealing(budget, sizes, shares):
+    assert deal(budget, sizes) == shares
+
+
+# What is refused
+
+
+def test_beams_over_prompts_that_keep_different_numbers_are_refused_where_they_cannot_be_told_apart():
+    case = CASES["internvl"]
+    model = case.model()
+    inputs = case.make(model, [[0], [1]])
+    with prune(model, pruner(0.5)) as session, pytest.raises(ValueError, match="cannot copy prompts"):
+        model.generate(**inputs, **GREEDY, num_beams=2)
+    with prune(model, pruner(3)):
+        assert model.generate(**inputs, **GREEDY, num_beams=2).shape == (2, inputs["input_ids"].shape[1] + 4)
+    assert not session.reports
+
+
+def test_a_budget_above_one_images_tokens_cuts_the_other():
+    case = CASES["internvl"]
+    model = case.model()
+    with prune(model, pruner(6)) as session:
+        model.generate(**case.make(model, [[0], [1]]), **GREEDY)
+    assert [len(image.selection) for image in session.reports[0].images] == [4, 6]
+
+
+def test_videos_where_there_are_none_are_refused():
+    case = CASES["llava"]
+    model = case.model()
+    inputs = case.make(model, [[0]]) | {"pixel_values_videos": torch.zeros(1, 2, 3, 56, 56)}
+    with prune(model, pruner(3)), pytest.raises(ValueError, match="videos are not supported"):
+        model.generate(**inputs)
+
+
+def test_positions_need_what_the_processor_returned():
+    case = CASES["qwen2_5_vl"]
+    model = case.model()
+    inputs = case.make(model, [[0]])
+    del inputs["mm_token_type_ids"]
+    with prune(model, pruner(3)), pytest.raises(ValueError, match="mm_token_type_ids"):
+        model.generate(**inputs)
+
+
+# Videos
+
+
+@pytest.fixture(scope="module", params=VIDEO_CASES)
+def film(request):
+    model = CASES[request.param].model()
+    return model, make_video(request.param, model)
+
+
+def test_a_video_and_an_image_kept_whole_change_nothing(film):
+    model, inputs = film
+    options = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
+    plain = model.generate(**inputs, **options)
+    with prune(model, pruner(1.0)):
+        kept = model.generate(**inputs, **options)
+    assert all(torch.equal(one, other) for one, other in zip(kept.logits, plain.logits, strict=True))
+
+
+@pytest.mark.parametrize(("scope", "fewest", "most"), [("tile", 2, 2), ("image", 0, 8)])
+def test_videos_are_cut_by_the_clip_or_by_the_frame(film, scope, fewest, most):
+    model, inputs = film
+    with torch.no_grad(), prune(model, ZooPrune(keep=8), scope=scope) as session:
+        said = model.generate(**inputs, **GREEDY)
+        logits = model(**session.prepare(inputs)).logits[:, -1]
+    assert torch.equal(logits.argmax(-1), said[:, inputs["input_ids"].shape[1]])
+    (video,) = (image for image in session.reports[0].images if image.modality == "video")
+    assert len(video.selection) == 8
+    frames = video.positions[video.selection.index, 0]
+    counts = [int((frames == frame).sum()) for frame in range(4)]
+    assert sum(counts) == 8 and min(counts) >= fewest and max(counts) <= most
+
+
+def test_frames_are_numbered(film):
+    model, inputs = film
+    with torch.no_grad():
+        (video,) = find_family(model).encode(model, "video", inputs).visuals
+    positions = video.tokens.positions
+    assert positions[:, 0].unique().tolist() == [0, 1, 2, 3]
+    assert len(positions.unique(dim=0)) == len(positions)

@@ -1,0 +1,440 @@
+"""One tiny model of every family, with inputs as its processor would make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+IMAGE, PAD, BOS, VIDEO, VISION_START, VISION_END, NEWLINE = 3, 0, 1, 2, 4, 5, 6
+VOCABULARY = 60
+TEXT = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": PAD,
+    "bos_token_id": BOS, "eos_token_id": None, "head_dim": 8,
+}  # fmt: skip
+TOWER = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+CLIP = {**TOWER, "image_size": 56, "patch_size": 14, "projection_dim": 24, "model_type": "clip_vision_model"}
+SIGLIP = {**TOWER, "image_size": 56, "patch_size": 14, "vision_use_head": False, "model_type": "siglip_vision_model"}
+PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+
+
+@dataclass
+class Prompt:
+    """A batch being put together: one list of ids per row, and the pixels of all rows."""
+
+    rows: list[list[int]] = field(default_factory=list)
+    pixels: list[Tensor] = field(default_factory=list)
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family's tiny model.
+
+    `image` draws an image of a size given in units of its own, and returns its pixels, what describes its size, and
+    the ids that stand for it in the prompt; `inputs` turns all of them into what the model takes.
+    """
+
+    name: str
+    build: Callable[[], Any]
+    image: Callable[[Any, torch.Generator, int], tuple[Tensor, tuple[int, ...], list[int]]]
+    inputs: Callable[[list[Tensor], list[tuple[int, ...]], Tensor], dict[str, Any]]
+    #: Sizes that make images of different kinds, such as other tiles or aspect ratios.
+    kinds: int = 1
+    beams: bool = True
+
+    def model(self) -> Any:
+        """Build the model, with weights large enough to tell images apart."""
+        torch.manual_seed(0)
+        model = self.build().eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(4)
+                elif "norm" not in name and parameter.std() == 0:
+                    parameter.normal_(0, 0.02)
+                if not parameter.any():
+                    parameter.normal_(0, 0.2)
+        model.generation_config.eos_token_id = None
+        model.generation_config.pad_token_id = PAD
+        return model
+
+    def make(self, model: Any, rows: list[list[int]], seed: int = 0) -> dict[str, Any]:
+        """Return left-padded inputs; a row is a list of image kinds, with text between and after."""
+        pixels, sizes, prompts = [], [], []
+        for number, row in enumerate(rows):
+            generator = torch.Generator().manual_seed(seed + number)
+            ids = [BOS]
+            for kind in row:
+                drawn, size, stands = self.image(model, generator, kind)
+                pixels.append(drawn)
+                sizes.append(size)
+                ids += [*stands, *torch.randint(10, VOCABULARY, (2,), generator=generator).tolist()]
+            prompts.append(ids + torch.randint(10, VOCABULARY, (3 + number,), generator=generator).tolist())
+        width = max(map(len, prompts))
+        ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
+        inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+        return inputs | (self.inputs(pixels, sizes, ids) if pixels else {})
+
+
+def _noise(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator)
+
+
+def _stack(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    return {"pixel_values": torch.stack(pixels)}
+
+
+def _square(side: int, tokens: int) -> Callable[..., tuple[Tensor, tuple[int, ...], list[int]]]:
+    return lambda model, generator, kind: (_noise(generator, 3, side, side), (side, side), [IMAGE] * tokens)
+
+
+# LLaVA and ViP-LLaVA
+
+
+def llava() -> Any:
+    config = transformers.LlavaConfig(
+        vision_config=CLIP, text_config={**TEXT, "model_type": "llama"}, image_token_id=IMAGE,
+        vision_feature_select_strategy="default", vision_feature_layer=-2, image_seq_length=16,
+    )  # fmt: skip
+    return transformers.LlavaForConditionalGeneration(config)
+
+
+def vipllava() -> Any:
+    config = transformers.VipLlavaConfig(
+        vision_config=CLIP, text_config={**TEXT, "model_type": "llama"}, image_token_id=IMAGE,
+        vision_feature_layers=[-2, -1], vision_feature_layer=[-2, -1], image_seq_length=16,
+    )  # fmt: skip
+    return transformers.VipLlavaForConditionalGeneration(config)
+
+
+# LLaVA-NeXT, LLaVA-NeXT-Video, LLaVA-OneVision
+
+NEXT_SIZES = ((112, 112), (40, 100), (100, 30), (30, 170), (90, 70))
+
+
+def _tiled(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+    size = NEXT_SIZES[kind]
+    count = image_size_to_num_patches(list(size), PINPOINTS, 56)
+    pixels = _noise(generator, count, 3, 56, 56)
+    # The model alone knows how many tokens are left after unpadding.
+    with torch.no_grad():
+        output = model.model.get_image_features(pixels[None], torch.tensor([size]), return_dict=True)
+    return pixels, size, [IMAGE] * len(output.pooler_output[0])
+
+
+def _tiled_inputs(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    most = max(len(one) for one in pixels)
+    padded = [torch.cat([one, one.new_zeros(most - len(one), *one.shape[1:])]) for one in pixels]
+    return {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor(sizes)}
+
+
+def llava_next() -> Any:
+    config = transformers.LlavaNextConfig(
+        vision_config=CLIP, text_config={**TEXT, "model_type": "llama"}, image_token_id=IMAGE,
+        image_grid_pinpoints=PINPOINTS, vision_feature_layer=-2,
+    )  # fmt: skip
+    return transformers.LlavaNextForConditionalGeneration(config)
+
+
+def llava_next_video() -> Any:
+    config = transformers.LlavaNextVideoConfig(
+        vision_config=CLIP, text_config={**TEXT, "model_type": "llama"}, image_token_id=IMAGE, video_token_id=VIDEO,
+        image_grid_pinpoints=PINPOINTS, vision_feature_layer=-2,
+    )  # fmt: skip
+    return transformers.LlavaNextVideoForConditionalGeneration(config)
+
+
+def llava_onevision() -> Any:
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=SIGLIP, text_config={**TEXT, "model_type": "qwen2"}, image_token_id=IMAGE, video_token_id=VIDEO,
+        image_grid_pinpoints=PINPOINTS, vision_feature_layer=-1, vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+    )  # fmt: skip
+    return transformers.LlavaOnevisionForConditionalGeneration(config)
+
+
+# Qwen and GLM
+
+GRIDS = ((1, 4, 6), (1, 8, 4), (1, 6, 6))
+
+
+def _gridded(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    grid = GRIDS[kind]
+    patches = grid[0] * grid[1] * grid[2]
+    config = model.config.vision_config
+    width = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    return _noise(generator, patches, width), grid, [VISION_START, *[IMAGE] * (patches // 4), VISION_END]
+
+
+def _gridded_inputs(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    return {
+        "pixel_values": torch.cat(pixels),
+        "image_grid_thw": torch.tensor(sizes),
+        "mm_token_type_ids": (ids == IMAGE).int(),
+    }
+
+
+QWEN = {
+    "image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}  # fmt: skip
+MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+
+
+def qwen2_vl() -> Any:
+    config = transformers.Qwen2VLConfig(
+        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2},
+        text_config={**TEXT, "rope_parameters": MROPE}, **QWEN,
+    )  # fmt: skip
+    return transformers.Qwen2VLForConditionalGeneration(config)
+
+
+def qwen2_5_vl() -> Any:
+    config = transformers.Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 2, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2, "patch_size": 4,
+            "intermediate_size": 48, "window_size": 16, "fullatt_block_indexes": [1],
+        },
+        text_config={**TEXT, "rope_parameters": MROPE}, **QWEN,
+    )  # fmt: skip
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+QWEN3_TOWER = {
+    "depth": 3, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2, "patch_size": 4, "intermediate_size": 48,
+    "num_position_embeddings": 64,
+}  # fmt: skip
+
+
+def qwen3_vl() -> Any:
+    config = transformers.Qwen3VLConfig(
+        vision_config={**QWEN3_TOWER, "deepstack_visual_indexes": [0, 1]},
+        text_config={**TEXT, "rope_parameters": {**MROPE, "mrope_interleaved": True}}, **QWEN,
+    )  # fmt: skip
+    return transformers.Qwen3VLForConditionalGeneration(config)
+
+
+def qwen3_vl_moe() -> Any:
+    config = transformers.Qwen3VLMoeConfig(
+        vision_config={**QWEN3_TOWER, "deepstack_visual_indexes": [0, 1]},
+        text_config={
+            **TEXT, "rope_parameters": {**MROPE, "mrope_interleaved": True}, "num_experts": 4,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+        }, **QWEN,
+    )  # fmt: skip
+    return transformers.Qwen3VLMoeForConditionalGeneration(config)
+
+
+def qwen3_5() -> Any:
+    config = transformers.Qwen3_5Config(
+        vision_config=QWEN3_TOWER,
+        text_config={
+            **TEXT, "head_dim": 16,
+            "rope_parameters": {**MROPE, "mrope_interleaved": True, "partial_rotary_factor": 0.5},
+            "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+        }, **QWEN,
+    )  # fmt: skip
+    return transformers.Qwen3_5ForConditionalGeneration(config)
+
+
+def glm4v() -> Any:
+    config = transformers.Glm4vConfig(
+        vision_config={
+            "depth": 2, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2, "patch_size": 4,
+            "intermediate_size": 48, "image_size": 32,
+        },
+        text_config={**TEXT, "rope_parameters": MROPE},
+        image_token_id=IMAGE, video_token_id=VIDEO, image_start_token_id=VISION_START, image_end_token_id=VISION_END,
+        video_start_token_id=7, video_end_token_id=8,
+    )  # fmt: skip
+    return transformers.Glm4vForConditionalGeneration(config)
+
+
+# InternVL, Gemma 3, PaliGemma, Idefics3, SmolVLM, Mistral 3, Aya Vision
+
+
+def internvl() -> Any:
+    config = transformers.InternVLConfig(
+        vision_config={**TOWER, "image_size": [56, 56], "patch_size": [14, 14]},
+        text_config={**TEXT, "model_type": "qwen2"}, image_token_id=IMAGE, image_seq_length=4,
+    )  # fmt: skip
+    return transformers.InternVLForConditionalGeneration(config)
+
+
+def _intern_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    tiles = (1, 3)[kind]
+    return _noise(generator, tiles, 3, 56, 56), (tiles,), [VISION_START, *[IMAGE] * 4 * tiles, VISION_END]
+
+
+def _concatenate(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    return {"pixel_values": torch.cat(pixels)}
+
+
+def gemma3() -> Any:
+    text = {
+        **TEXT,
+        "model_type": "gemma3_text",
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    config = transformers.Gemma3Config(
+        vision_config=SIGLIP, text_config=text, image_token_id=IMAGE, image_token_index=IMAGE, mm_tokens_per_image=4,
+        boi_token_index=VISION_START, eoi_token_index=VISION_END,
+    )  # fmt: skip
+    return transformers.Gemma3ForConditionalGeneration(config)
+
+
+def _gemma_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    return _noise(generator, 3, 56, 56), (1,), [VISION_START, *[IMAGE] * 4, VISION_END]
+
+
+def _with_types(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    return {"pixel_values": torch.stack(pixels), "token_type_ids": (ids == IMAGE).long()}
+
+
+def paligemma() -> Any:
+    config = transformers.PaliGemmaConfig(
+        vision_config={**SIGLIP, "projection_dim": 32}, text_config={**TEXT, "model_type": "gemma"},
+        image_token_id=IMAGE, image_token_index=IMAGE, projection_dim=32,
+    )  # fmt: skip
+    return transformers.PaliGemmaForConditionalGeneration(config)
+
+
+def _all_prefix(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    return {"pixel_values": torch.stack(pixels), "token_type_ids": torch.zeros_like(ids)}
+
+
+def idefics3(kind: str = "Idefics3") -> Any:
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config={**TOWER, "image_size": 56, "patch_size": 14}, text_config={**TEXT, "model_type": "llama"},
+        image_token_id=IMAGE, scale_factor=2,
+    )  # fmt: skip
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+
+
+def smolvlm() -> Any:
+    return idefics3("SmolVLM")
+
+
+def _split_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    tiles = (1, 3)[kind]
+    stands = [piece for tile in range(tiles) for piece in (VISION_START, 20 + tile, *[IMAGE] * 4)]
+    return _noise(generator, tiles, 3, 56, 56), (tiles,), [*stands, VISION_END]
+
+
+def _split_inputs(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    rows, left = [], list(pixels)
+    for row in (ids == IMAGE).sum(1).tolist():
+        mine: list[Tensor] = []
+        while sum(len(one) for one in mine) * 4 < row:
+            mine.append(left.pop(0))
+        rows.append(torch.cat(mine) if mine else torch.zeros(1, 3, 56, 56))
+    most = max(map(len, rows))
+    padded = [torch.cat([one, one.new_zeros(most - len(one), 3, 56, 56)]) for one in rows]
+    return {"pixel_values": torch.stack(padded)}
+
+
+def mistral3() -> Any:
+    config = transformers.Mistral3Config(
+        vision_config={**TOWER, "image_size": 112, "patch_size": 14, "model_type": "pixtral"},
+        text_config={**TEXT, "model_type": "mistral"}, image_token_id=IMAGE, image_token_index=IMAGE,
+        spatial_merge_size=2, vision_feature_layer=-1,
+    )  # fmt: skip
+    return transformers.Mistral3ForConditionalGeneration(config)
+
+
+def _pixtral_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    height, width = ((56, 84), (112, 56))[kind]
+    pixels = torch.zeros(3, 112, 112)
+    pixels[:, :height, :width] = _noise(generator, 3, height, width)
+    row = [*[IMAGE] * (width // 28), NEWLINE]
+    return pixels, (height, width), [*(row * (height // 28))[:-1], VISION_END]
+
+
+def _sized(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    return {"pixel_values": torch.stack(pixels), "image_sizes": torch.tensor(sizes)}
+
+
+def aya_vision() -> Any:
+    config = transformers.AyaVisionConfig(
+        vision_config=SIGLIP, text_config={**TEXT, "model_type": "cohere2", "layer_types": ["full_attention"] * 2},
+        image_token_id=IMAGE, image_token_index=IMAGE, downsample_factor=2, alignment_intermediate_size=40,
+        vision_feature_layer=-1, vision_feature_select_strategy="full",
+    )  # fmt: skip
+    return transformers.AyaVisionForConditionalGeneration(config)
+
+
+def deepseek_vl() -> Any:
+    config = transformers.DeepseekVLConfig(
+        vision_config=SIGLIP, text_config={**TEXT, "model_type": "llama"}, image_token_id=IMAGE
+    )
+    return transformers.DeepseekVLForConditionalGeneration(config)
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("llava", llava, _square(56, 16), _stack),
+        Case("vipllava", vipllava, _square(56, 16), _stack),
+        Case("llava_next", llava_next, _tiled, _tiled_inputs, kinds=5),
+        Case("llava_next_video", llava_next_video, _tiled, _tiled_inputs, kinds=5),
+        Case("llava_onevision", llava_onevision, _tiled, _tiled_inputs, kinds=5),
+        Case("qwen2_vl", qwen2_vl, _gridded, _gridded_inputs, kinds=3),
+        Case("qwen2_5_vl", qwen2_5_vl, _gridded, _gridded_inputs, kinds=3),
+        Case("qwen3_vl", qwen3_vl, _gridded, _gridded_inputs, kinds=3),
+        Case("qwen3_vl_moe", qwen3_vl_moe, _gridded, _gridded_inputs, kinds=3),
+        Case("qwen3_5", qwen3_5, _gridded, _gridded_inputs, kinds=3),
+        Case("glm4v", glm4v, _gridded, _gridded_inputs, kinds=3),
+        Case("internvl", internvl, _intern_image, _concatenate, kinds=2),
+        Case("gemma3", gemma3, _gemma_image, _with_types),
+        Case("paligemma", paligemma, _square(56, 16), _all_prefix),
+        Case("idefics3", idefics3, _split_image, _split_inputs, kinds=2),
+        Case("smolvlm", smolvlm, _split_image, _split_inputs, kinds=2),
+        Case("mistral3", mistral3, _pixtral_image, _sized, kinds=2),
+        Case("aya_vision", aya_vision, _split_image, _concatenate, kinds=2),
+        Case("deepseek_vl", deepseek_vl, _square(56, 16), _stack),
+    )
+}
+
+
+# Videos
+
+
+def make_video(name: str, model: Any, frames: int = 4, seed: int = 0) -> dict[str, Any]:
+    """Return a prompt with one video and one image after it."""
+    generator = torch.Generator().manual_seed(seed)
+    case = CASES[name]
+    drawn, size, stands = case.image(model, generator, 0)
+    text = [31, 32, 33]
+    if name.startswith("qwen"):
+        grid = (frames, 4, 6)
+        width = drawn.shape[1]
+        clip = _noise(generator, frames * 24, width)
+        if name.startswith("qwen3"):
+            # Every frame stands by itself, after the time it was taken at.
+            held = [piece for frame in range(frames) for piece in (40 + frame, VISION_START, *[VIDEO] * 6, VISION_END)]
+        else:
+            held = [VISION_START, *[VIDEO] * 6 * frames, VISION_END]
+        ids = torch.tensor([[BOS, *held, 30, *stands, *text]])
+        video = {"pixel_values_videos": clip, "video_grid_thw": torch.tensor([grid])}
+    else:
+        clip = _noise(generator, 1, frames, 3, 56, 56)
+        separators = 1 if name == "llava_onevision" else 0
+        ids = torch.tensor([[BOS, *[VIDEO] * (4 * frames + separators), 30, *stands, *text]])
+        video = {"pixel_values_videos": clip}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **case.inputs([drawn], [size], ids), **video}
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    return inputs
+
+
+VIDEO_CASES = ("llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
