@@ -20,7 +20,7 @@ def report(kept: list[int], scores: torch.Tensor | None = None) -> ImageReport:
 
 def test_kept_patches_keep_their_colour_and_others_lose_it():
     image = Image.new("RGB", (56, 56), (200, 40, 40))
-    page = draw_kept(image, report([0, 6]), "a question\nan answer", scores_label="score")
+    page = draw_kept(image, [report([0, 6])], "a question\nan answer", scores_label="score")
     left, top = 16, 42
     step = _SIDE // GRID
     for place in range(GRID * GRID):
@@ -30,8 +30,8 @@ def test_kept_patches_keep_their_colour_and_others_lose_it():
 
 def test_scores_get_a_panel_of_their_own():
     image = Image.new("RGB", (56, 56), (90, 90, 90))
-    plain = draw_kept(image, report([1]), "q", scores_label="score")
-    scored = draw_kept(image, report([1], torch.arange(GRID * GRID).float()), "q", scores_label="score")
+    plain = draw_kept(image, [report([1])], "q", scores_label="score")
+    scored = draw_kept(image, [report([1], torch.arange(GRID * GRID).float())], "q", scores_label="score")
     assert scored.width == plain.width + _SIDE + 16
     panel = np.asarray(scored.crop((32 + _SIDE, 42, 32 + 2 * _SIDE, 42 + _SIDE))).astype(int)
     # From violet at the lowest score to yellow at the highest.
@@ -52,3 +52,9 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
         save_picture(Image.new("RGB", (2, 2)), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_image_in_several_pieces_cannot_be_drawn():
+    image = Image.new("RGB", (60, 60))
+    with pytest.raises(ValueError, match="leave out --save"):
+        draw_kept(image, [report([1]), report([2])], "q", scores_label="score")

@@ -27,8 +27,8 @@ class Answer:
         Of the whole prompt; see `zooprune.profiling`.
     seconds : dict of str to float
         Per stage: encode, score, select, prefill, decode.
-    image : ImageReport
-        Which tokens stayed, and where in the image they lie.
+    images : tuple of ImageReport
+        Which tokens stayed, and where they lie; more than one where a model reads an image as several.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Answer:
     prefill_flops: int
     kv_cache_bytes: int
     seconds: dict[str, float]
-    image: ImageReport
+    images: tuple[ImageReport, ...]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Comparison:
 
     full: Answer
     pruned: Answer
-    #: The image as the model saw it, resized and cropped.
+    #: The image as the model saw it: resized and cropped, unless it was cut into tiles or patches.
     seen: Image.Image
 
     @property
@@ -90,7 +90,7 @@ def ask(
     return Comparison(
         _answer(model, processor, inputs, everything, max_new_tokens),
         _answer(model, processor, inputs, pruner, max_new_tokens),
-        _seen(processor, inputs["pixel_values"][0]),
+        _seen(processor, inputs["pixel_values"], image),
     )
 
 
@@ -103,10 +103,12 @@ def build_inputs(processor: Any, image: Image.Image, question: str) -> Any:
     return processor(text=[text], images=[image], return_tensors="pt")
 
 
-def _seen(processor: Any, pixels: Tensor) -> Image.Image:
-    """Undo the processor's normalisation of one image (3, H, W)."""
+def _seen(processor: Any, pixels: Tensor, image: Image.Image) -> Image.Image:
+    """Undo the processor's normalisation where it made one picture of the image, (1, 3, H, W)."""
+    if pixels.ndim != 4 or len(pixels) != 1:
+        return image
     mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
-    colours = pixels.float().cpu() * std.view(3, 1, 1) + mean.view(3, 1, 1)
+    colours = pixels[0].float().cpu() * std.view(3, 1, 1) + mean.view(3, 1, 1)
     return Image.fromarray((colours * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
@@ -123,5 +125,5 @@ def _answer(model: Any, processor: Any, inputs: Any, pruner: Pruner, max_new_tok
         prefill_flops(config, report.pruned_length),
         kv_cache_bytes(config, report.pruned_length, model.dtype),
         report.seconds,
-        report.images[0],
+        report.images,
     )

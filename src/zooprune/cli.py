@@ -69,13 +69,14 @@ def ask(
     assert question is not None
     with _waiting("asking", quiet=as_json):
         result = ask_model(loaded, processor, picture, question, pruner, max_new_tokens=max_new_tokens)
-    if save is not None:
-        _save(save, question, result, method)
+    # The answer first: it is not lost if the picture cannot be made.
     if as_json:
         print(json.dumps(_as_json(result, question, method, expected, save)))
     else:
         _print_comparison(result, question, method, expected)
-        if save is not None:
+    if save is not None:
+        _save(save, question, result, method)
+        if not as_json:
             _out.print(f"picture: {save}", highlight=False)
 
 
@@ -183,14 +184,14 @@ def _save(path: Path, question: str, result: Comparison, method: str) -> None:
         f"all {result.full.visual_tokens} tokens: {result.full.text}\n"
         f"{method}, {result.pruned.visual_tokens} tokens: {result.pruned.text}"
     )
-    drawn = draw_kept(result.seen, result.pruned.image, caption, scores_label=labels.get(method, "score"))
+    drawn = draw_kept(result.seen, result.pruned.images, caption, scores_label=labels.get(method, "score"))
     save_picture(drawn, path)
 
 
 def _as_json(result: Comparison, question: str, method: str, expected: str | None, save: Path | None) -> dict[str, Any]:
     def plain(answer: Answer) -> dict[str, Any]:
-        fields = {key: value for key, value in vars(answer).items() if key != "image"}
-        return fields | {"kept": answer.image.selection.index.tolist()}
+        fields = {key: value for key, value in vars(answer).items() if key != "images"}
+        return fields | {"kept": [image.selection.index.tolist() for image in answer.images]}
 
     return {
         "question": question,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +19,32 @@ _INK, _PAPER = (25, 28, 36), (255, 255, 255)
 _COLOURS = np.array([(48, 18, 80), (110, 40, 130), (190, 60, 110), (240, 120, 70), (253, 231, 76)], dtype=np.float64)
 
 
-def draw_kept(image: Image.Image, report: ImageReport, caption: str, *, scores_label: str) -> Image.Image:
+def draw_kept(image: Image.Image, reports: Sequence[ImageReport], caption: str, *, scores_label: str) -> Image.Image:
     """Return the picture of one pruned image.
 
     Parameters
     ----------
     image : PIL.Image.Image
         As the model saw it, RGB.
-    report : ImageReport
+    reports : sequence of ImageReport
         What a session reported of it.
     caption : str
         Text under the pictures, one line per line.
     scores_label : str
         What the scores are, for the legend.
+
+    Raises
+    ------
+    ValueError
+        If the model read the image as several tiles, or does not say where tokens lie.
     """
+    report = reports[0]
     shows = report.positions[:, 2] != NEWLINE
+    tiles = len(report.positions[shows, :2].unique(dim=0))
+    if len(reports) > 1 or tiles != 1:
+        raise ValueError(
+            "a picture can be drawn of an image that is one tile, and this model cut it up otherwise; leave out --save"
+        )
     rows, columns = (int(report.positions[:, axis].max()) + 1 for axis in (2, 3))
     place = (report.positions[:, 2] * columns + report.positions[:, 3])[shows].numpy()
     kept = np.zeros(rows * columns, dtype=bool)
