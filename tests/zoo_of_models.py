@@ -75,7 +75,7 @@ class Case:
                 pixels.append(drawn)
                 sizes.append(size)
                 ids += [*stands, *torch.randint(10, VOCABULARY, (2,), generator=generator).tolist()]
-            prompts.append(ids + torch.randint(10, VOCABULARY, (3 + number,), generator=generator).tolist())
+            prompts.append(ids + torch.randint(10, VOCABULARY, (3 + seed + number,), generator=generator).tolist())
         width = max(map(len, prompts))
         ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
         inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long()}

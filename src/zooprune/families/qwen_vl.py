@@ -86,23 +86,6 @@ class Qwen3VL(Qwen2VL):
         return NormedMLP(projector.norm, first, projector.act_fn, second, blocks)
 
 
-class Glm4v(Qwen2VL):
-    """``Glm4vForConditionalGeneration`` (GLM-4.1V) and ``Glm4vMoeForConditionalGeneration`` (GLM-4.5V).
-
-    A convolution merges the patches before the projector, which is gated.
-    """
-
-    architectures = ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration")
-    title = "GLM-4.1V, GLM-4.5V"
-    sensitivity = "sampled"
-    # Frames of a video stand under the images' own placeholder, which is not told apart here.
-    video_arguments: ClassVar[tuple[str, ...]] = ()
-
-    def tail(self, projector: Any) -> nn.Module:
-        """Return the merger, which works token by token as it is."""
-        return projector
-
-
 def _numbers(rows: Tensor) -> Tensor:
     """Return the number of every row in digits that half precision holds exactly: (rows, digits)."""
     number = torch.arange(len(rows), device=rows.device)
