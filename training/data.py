@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from zooprune.bundled.questions import KINDS, ask_about
-from zooprune.bundled.scenes import PATCH, SIDE, Scene, Split, draw_scene
+from zooprune.bundled.layout import PATCH, SIDE, Layout, Split, draw_layout
+from zooprune.bundled.questions import KINDS, SINGLE_KINDS, Question, ask_about, ask_about_pair
+from zooprune.bundled.scenes import render
 from zooprune.bundled.vocabulary import COLOURS, NAMES, sign_pieces
 
-#: Signs in a scene that is there to teach reading.
+#: Signs, and labels, in a scene that is there to teach reading.
 SIGNS = 4
 #: Stands for "no place" where a coordinate would be.
 NOWHERE = -1.0
@@ -37,9 +40,9 @@ class PatchLabels:
     centre: np.ndarray
 
 
-def label_patches(scene: Scene, ids: dict[str, int]) -> PatchLabels:
+def label_patches(layout: Layout, ids: dict[str, int]) -> PatchLabels:
     """Return what each patch of a scene shows."""
-    grid = scene.image.width // PATCH
+    grid = layout.side // PATCH
     name = np.full((grid, grid), ids["nothing"])
     colour, order, centre = (np.zeros((grid, grid), dtype=np.int64) for _ in range(3))
 
@@ -48,7 +51,7 @@ def label_patches(scene: Scene, ids: dict[str, int]) -> PatchLabels:
         left, top, right, bottom = (round(edge / PATCH) for edge in box)
         return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
 
-    for thing in scene.things:
+    for thing in layout.things:
         area = patches(thing.box)
         name[area] = ids[thing.text] if thing.name == "digit" else ids[thing.name]
         if thing.colour:
@@ -66,8 +69,9 @@ def label_patches(scene: Scene, ids: dict[str, int]) -> PatchLabels:
 class Examples(Dataset):
     """Example `i` is scene `first + i` of a split.
 
-    Every `reading`-th scene shows little but signs, none if it is 0. So many `questions` come with each,
-    one of every kind and then of those in `focus`.
+    Every `reading`-th scene shows little but signs and labels, none if it is 0. So many `questions` come with each,
+    one of every kind and then of those in `focus`; and every even scene brings as many of `pair_questions` about itself
+    and the next.
     """
 
     def __init__(
@@ -80,57 +84,79 @@ class Examples(Dataset):
         count: int,
         reading: int,
         questions: int,
-        focus: tuple[str, ...] = KINDS,
+        pair_questions: int,
+        focus: tuple[str, ...] = SINGLE_KINDS,
     ) -> None:
-        self.tokenizer, self.split, self.side = tokenizer, split, side
-        self.reading, self.questions = reading, questions
-        self.focus = [KINDS.index(kind) for kind in focus]
+        self.tokenizer = tokenizer
+        self.reading, self.questions, self.pair_questions = reading, questions, pair_questions
+        self.focus = [SINGLE_KINDS.index(kind) for kind in focus]
         self.first, self.count = first, count
         self.ids = tokenizer.get_vocab()
         self.cue = tokenizer("ASSISTANT:", add_special_tokens=False).input_ids
+
+        @lru_cache(maxsize=4)
+        def layout(seed: int) -> Layout:
+            signs = SIGNS if reading and seed % reading == 0 else None
+            return draw_layout(seed, split, side, signs)
+
+        self.layout: Callable[[int], Layout] = layout
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         seed = self.first + index
-        signs = SIGNS if self.reading and seed % self.reading == 0 else None
-        scene = draw_scene(seed, self.split, self.side, signs)
-        labels = label_patches(scene, self.ids)
+        layout = self.layout(seed)
+        labels = label_patches(layout, self.ids)
         present = np.zeros(len(NAMES), dtype=np.float32)
-        present[[NAMES.index(thing.name) for thing in scene.things]] = 1
+        present[[NAMES.index(thing.name) for thing in layout.things if thing.name in NAMES]] = 1
         example = {
-            "pixels": torch.from_numpy(np.asarray(scene.image).copy()),
-            "origin": torch.tensor([scene.origin[1] // PATCH, scene.origin[0] // PATCH]),
+            "pixels": torch.from_numpy(np.asarray(render(layout).image).copy()),
+            "origin": torch.tensor([layout.origin[1] // PATCH, layout.origin[0] // PATCH]),
             "name": torch.from_numpy(labels.name.reshape(-1)),
             "colour": torch.from_numpy(labels.colour.reshape(-1)),
             "order": torch.from_numpy(labels.order.reshape(-1)),
             "centre": torch.from_numpy(labels.centre.reshape(-1)),
             "present": torch.from_numpy(present),
         }
-        return example | (self._questions(scene, np.random.default_rng([seed, 7])) if self.questions else {})
+        if self.questions:
+            example |= self._asked((layout,), self._about_one(layout, np.random.default_rng([seed, 7])))
+        if self.pair_questions:
+            pair = (self.layout(seed - seed % 2), self.layout(seed - seed % 2 + 1))
+            asked = self._asked(pair, self._about_two(pair, np.random.default_rng([seed, 8])))
+            example |= {f"pair_{key}": value for key, value in asked.items()}
+        return example
 
-    def _questions(self, scene: Scene, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Return token ids, targets, where the thing a token names lies (row and column, 0 to 1), and the kinds."""
-        counts = Counter(thing.name for thing in scene.things)
+    def _about_one(self, layout: Layout, rng: np.random.Generator) -> list[Question]:
+        kinds = [*rng.permutation(len(SINGLE_KINDS)), *rng.choice(self.focus, size=2 * self.questions)]
+        drawn = (ask_about(layout, SINGLE_KINDS[kind], rng) for kind in kinds)
+        return [question for question in drawn if question is not None][: self.questions]
+
+    def _about_two(self, pair: tuple[Layout, Layout], rng: np.random.Generator) -> list[Question]:
+        drawn = (ask_about_pair(pair, rng) for _ in range(self.pair_questions))
+        return [question for question in drawn if question is not None]
+
+    def _asked(self, layouts: tuple[Layout, ...], questions: list[Question]) -> dict[str, Tensor]:
+        """Return token ids, targets, where the thing a token names lies, and the kinds.
+
+        Where is the number of the image, the row and the column (0 to 1).
+        """
+        counts = Counter(thing.name for layout in layouts for thing in layout.things)
         places = {
-            self.ids[thing.name]: [(thing.centre[axis] + scene.origin[axis]) / SIDE for axis in (1, 0)]
-            for thing in scene.things
+            self.ids[thing.name]: [image, *((thing.centre[axis] + layout.origin[axis]) / SIDE for axis in (1, 0))]
+            for image, layout in enumerate(layouts)
+            for thing in layout.things
             if counts[thing.name] == 1
         }
-        count = self.questions
+        count = self.questions if len(layouts) == 1 else self.pair_questions
         tokens = torch.full((count, BLOCK), self.tokenizer.pad_token_id)
         targets = torch.full((count, BLOCK), IGNORED)
-        where = torch.full((count, BLOCK, 2), NOWHERE)
+        where = torch.full((count, BLOCK, 3), NOWHERE)
         kinds = torch.full((count,), -1)
-        order = [*rng.permutation(len(KINDS)), *rng.choice(self.focus, size=2 * count)]
-        row = 0
-        for kind in order:
-            question = ask_about(scene, KINDS[kind], rng)
-            if question is None:
-                continue
+        for row, question in enumerate(questions):
             prompt = self.tokenizer(question.text, add_special_tokens=False).input_ids + self.cue
-            pieces = sign_pieces(question.answer) if question.kind == "sign" else [question.answer]
+            spelt = question.kind in ("sign", "print")
+            pieces = sign_pieces(question.answer) if spelt else [question.answer]
             answer = [self.ids[piece] for piece in pieces] + [self.tokenizer.eos_token_id]
             full = prompt + answer
             tokens[row, : len(full)] = torch.tensor(full)
@@ -139,8 +165,5 @@ class Examples(Dataset):
             for place, token in enumerate(prompt):
                 if token in places:
                     where[row, place] = torch.tensor(places[token])
-            kinds[row] = int(kind)
-            row += 1
-            if row == count:
-                break
+            kinds[row] = KINDS.index(question.kind)
         return {"tokens": tokens, "targets": targets, "where": where, "kinds": kinds}

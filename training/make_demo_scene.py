@@ -12,18 +12,19 @@ import sys
 
 import numpy as np
 
+from zooprune.bundled.assets import FOLDER
 from zooprune.bundled.questions import ask_about
-from zooprune.bundled.scenes import SHEET, draw_scene
+from zooprune.bundled.scenes import draw_scene
 
 
 def main(seed: int, kind: str) -> None:
     scene = draw_scene(seed, "test")
-    question = ask_about(scene, kind, np.random.default_rng(seed))
+    question = ask_about(scene.layout, kind, np.random.default_rng(seed))
     if question is None:
         raise ValueError(f"scene {seed} offers no question of kind {kind}; take another seed")
-    scene.image.save(SHEET.parent / "demo.png", optimize=True)
+    scene.image.save(FOLDER / "demo.png", optimize=True)
     caption = {"seed": seed, "question": question.text.capitalize(), "answer": question.answer}
-    (SHEET.parent / "demo.json").write_text(json.dumps(caption) + "\n")
+    (FOLDER / "demo.json").write_text(json.dumps(caption) + "\n")
 
 
 if __name__ == "__main__":

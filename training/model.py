@@ -15,14 +15,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from zooprune.bundled.scenes import PATCH, SIDE
-from zooprune.bundled.vocabulary import vocabulary
+from zooprune.bundled.layout import PATCH, SIDE
+from zooprune.bundled.vocabulary import ORDINALS, vocabulary
 
 WIDTH = 256
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | upper }}: "
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    # Several images are called first and second.
+    "{% for part in message['content'] if part['type'] == 'image' %}"
+    f"{{% if loop.length > 1 %}}{{{{ {list(ORDINALS)}[loop.index0] }}}} {{% endif %}}<image>\n{{% endfor %}}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %} "
     "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
@@ -79,7 +81,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=1024,
+        max_position_embeddings=2048,
         initializer_range=0.03,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

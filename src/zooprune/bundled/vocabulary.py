@@ -38,12 +38,15 @@ PLACES = (
     "bottom left", "bottom middle", "bottom right",
 )  # fmt: skip
 
+#: What the images of a prompt are called when there are several.
+ORDINALS = ("first", "second")
+
 RELATIONS = ("left of", "right of", "above", "below")
 
 _SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 _GRAMMAR = (
     "user assistant : ? . , is there a an the what in does say colour color how many are of which thing digit number"
-    " written read can you see to it and yes no nothing"
+    " written read can you see to it and yes no nothing label image images shows both"
 ).split()
 
 
@@ -56,7 +59,7 @@ def plural(name: str) -> str:
 
 def vocabulary() -> list[str]:
     """Return the tokenizer's entries in order; ``##`` marks a piece that continues a word."""
-    words = [*_GRAMMAR, *NAMES, "cherries", *COLOURS]
+    words = [*_GRAMMAR, *ORDINALS, *NAMES, "cherries", *COLOURS]
     words += [word for phrase in (*PLACES, *RELATIONS) for word in phrase.split()]
     signs = [*CHARACTERS, *(f"##{character}" for character in CHARACTERS)]
     return list(dict.fromkeys([*_SPECIAL, *words, "##s", "##es", *signs]))

@@ -1,0 +1,154 @@
+"""What the published work leaves open and the bundled benchmark can answer.
+
+    python benchmarks/findings.py
+
+Does sensitivity say more than the norm of the embedding? Does the closed form choose what 64 random directions choose?
+Should the response be measured as the decoder reads it? Sum or product, contiguous or original positions? Every variant
+answers the same questions as ZOO-Prune as it is; the differences are paired. Broken off and started again, it goes on.
+Writes a row per variant and budget to ``benchmarks/results/`` and prints them as a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from environment import write
+from zooprune import ZooPrune, load_bundled, prune, sensitivity
+from zooprune.evaluation.examples import bundled_examples
+from zooprune.evaluation.metrics import arrange, compare, summarise
+from zooprune.evaluation.runner import Results, Setting, Subject, evaluate, fingerprint
+from zooprune.pruners.registry import register
+from zooprune.tokens import VisualTokens
+
+BUDGETS = (64, 32)
+#: Scenes on which the choices of two estimators are compared.
+SCENES = 100
+
+
+@register
+@dataclass(frozen=True)
+class NormTimesDiversity(ZooPrune):
+    """ZOO-Prune with the norm of the embedding where the sensitivity was."""
+
+    name: ClassVar[str] = "norm"
+    source: ClassVar[str] = "this benchmark"
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        return tokens.embeddings.float().norm(dim=1)
+
+
+@register
+@dataclass(frozen=True)
+class AsRead(ZooPrune):
+    """ZOO-Prune with the response of the first block's keys and values where that of the embedding was."""
+
+    name: ClassVar[str] = "as_read"
+    source: ClassVar[str] = "this benchmark"
+
+    #: Embeddings to keys and values; set when the model is loaded.
+    read: ClassVar[Callable[[Tensor], Tensor]]
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        return sensitivity.jvp(
+            lambda features: type(self).read(tokens.projector(features)),
+            tokens.features,
+            directions=self.directions,
+            seed=self.seed,
+        )
+
+
+VARIANTS = {
+    "norm of the embedding for sensitivity": {"method": "norm"},
+    "64 random directions, exact derivatives": {"method": "zoo", "options": {"estimator": "jvp"}},
+    "64 random directions, finite differences": {"method": "zoo", "options": {"estimator": "finite_difference"}},
+    "response of the first block's keys and values": {"method": "as_read"},
+    "sum for product": {"method": "zoo", "options": {"fusion": "sum"}},
+    "original for contiguous positions": {"method": "zoo", "positions": "original"},
+    "diversity alone": {"method": "diversity"},
+    "sensitivity alone": {"method": "sensitivity"},
+}
+
+
+def first_block(model: Any) -> Callable[[Tensor], Tensor]:
+    """Return what the first block makes of an embedding before positions come in: its keys and values."""
+    block = model.model.language_model.layers[0]
+
+    def read(embeddings: Tensor) -> Tensor:
+        normed = block.input_layernorm(embeddings)
+        return torch.cat([block.self_attn.k_proj(normed), block.self_attn.v_proj(normed)], dim=-1)
+
+    return read
+
+
+def overlap(subject: Subject, examples: list, variant: dict[str, Any], keep: int) -> float:
+    """Return the mean share of ZOO-Prune's tokens that a variant keeps too."""
+    shares = []
+    for example in examples[:SCENES]:
+        inputs = subject.prepare([example])
+        kept = []
+        for setting in (Setting("zoo", keep), Setting(keep=keep, **variant)):
+            with torch.no_grad(), prune(subject.model, setting.pruner()) as session:
+                session.prepare(inputs)
+            kept.append(session.reports[-1].images[0].selection.mask)
+        shares.append(float((kept[0] & kept[1]).sum() / kept[0].sum()))
+    return sum(shares) / len(shares)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1350, help="questions (default 1350)")
+    parser.add_argument("--out", type=Path, default=Path("runs/findings"), help="folder of the replies")
+    arguments = parser.parse_args()
+    subject = Subject("bundled", *load_bundled(), max_new_tokens=8)
+    AsRead.read = first_block(subject.model)
+    examples = bundled_examples(limit=arguments.count)
+    settings = [Setting()]
+    settings += [Setting("zoo", keep) for keep in BUDGETS]
+    settings += [Setting(keep=keep, **variant) for keep in BUDGETS for variant in VARIANTS.values()]
+    configuration = {"questions": fingerprint(examples), "settings": [list(setting.key) for setting in settings]}
+    results = Results(arguments.out, configuration)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("questions", total=len(examples) * len(settings), completed=len(results.rows))
+        evaluate(
+            subject, examples, settings, results, batch=45, timed=0,
+            progress=lambda rows: progress.advance(task, rows),
+        )  # fmt: skip
+    answers = arrange(results.rows)
+    figures = {(one["method"], one["keep"]): one for one in summarise(answers)}
+    rows = []
+    for keep in BUDGETS:
+        base = figures["zoo", keep]
+        rows.append({"variant": "ZOO-Prune as it is", "keep": keep, "accuracy": base["accuracy"], "same tokens": 1.0})
+        for what, variant in VARIANTS.items():
+            arm = (Setting(keep=keep, **variant).label, keep)
+            gap = compare(answers, arm, ("zoo", keep))
+            rows.append(
+                {"variant": what, "keep": keep, "accuracy": figures[arm]["accuracy"],
+                 "evidence recall": figures[arm]["evidence_recall"],
+                 "same tokens": overlap(subject, examples, variant, keep),
+                 "difference": gap["difference"], "interval": gap["interval"], "p": gap["p"]}
+            )  # fmt: skip
+    table = Table("variant", "tokens", "accuracy %", "difference", "95 %", "p", "same tokens %")
+    for row in rows:
+        cells = [row["variant"], str(row["keep"]), f"{100 * row['accuracy']:.1f}"]
+        if "p" in row:
+            low, high = row["interval"]
+            cells += [f"{100 * row['difference']:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}", f"{row['p']:.3f}"]
+            cells.append(f"{100 * row['same tokens']:.0f}")
+        table.add_row(*cells)
+    Console(width=120).print(table)
+    print(write("findings", {"questions": len(examples), "scenes compared": SCENES, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The pictures that scenes are made of. All but the photographs for training ship with the package."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from zooprune.bundled.vocabulary import CHARACTERS, COLOURED, COLOURS, THINGS
+
+FOLDER = Path(__file__).parent / "assets"
+
+#: Side of an emoji in its sheet, and how many stand in a row.
+SPRITE, SHEET_COLUMNS = 72, 10
+#: Font size at which characters are stored, in pixels.
+GLYPH_SIZE = 48
+#: Handwritten digits from here on are for the test.
+HELD_OUT_DIGITS = 1438
+
+PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
+    "train": (
+        "astronaut.png", "brick.png", "camera.png", "chelsea.png", "grass.png", "hubble_deep_field.jpg", "ihc.png",
+        "moon.png", "motorcycle_left.png", "retina.jpg",
+    ),
+    "test": ("coffee.webp", "gravel.webp", "rocket.webp"),
+}  # fmt: skip
+FONTS = (
+    "DejaVuSans-Bold.ttf", "DejaVuSans.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSerif.ttf",
+    "STIXGeneralBol.ttf", "cmss10.ttf",
+)  # fmt: skip
+
+
+@cache
+def photograph(name: str) -> Image.Image:
+    """Return a photograph; those for training come from scikit-image, which the extra `training` installs."""
+    if name in PHOTOGRAPHS["test"]:
+        return Image.open(FOLDER / name).convert("RGB")
+    import skimage
+
+    image = Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")
+    # No scene shows more than this, and small photographs are quick to crop.
+    image.thumbnail([672 * length // min(image.size) for length in image.size])
+    return image
+
+
+@cache
+def sprites() -> dict[tuple[str, str | None], Image.Image]:
+    """Return the emoji by name and colour, RGBA."""
+    names: list[tuple[str, str | None]] = [(name, None) for name in THINGS]
+    names += [(name, colour) for name in COLOURED for colour in COLOURS]
+    sheet = Image.open(FOLDER / "emoji.png").convert("RGBA")
+    found = {}
+    for place, name in enumerate(names):
+        left, top = place % SHEET_COLUMNS * SPRITE, place // SHEET_COLUMNS * SPRITE
+        found[name] = sheet.crop((left, top, left + SPRITE, top + SPRITE))
+    return found
+
+
+@cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return handwritten digits, (1797, 8, 8) uint8 from 0 to 16, and which digit each is, (1797,)."""
+    stored = _drawings()
+    return stored["digits"], stored["digit_labels"]
+
+
+@cache
+def glyph(font: int, character: str, size: int) -> Image.Image:
+    """Return a character as greyscale ink, as high as its font's line and as wide as itself, at a font size in pixels."""
+    stored = _drawings()
+    place = CHARACTERS.index(character)
+    width, height = int(stored["glyph_widths"][font, place]), int(stored["glyph_heights"][font])
+    ink = Image.fromarray(stored["glyphs"][font, place, :height, :width])
+    scaled = (max(1, round(length * size / GLYPH_SIZE)) for length in (width, height))
+    return ink.resize(tuple(scaled), Image.Resampling.BICUBIC)
+
+
+@cache
+def _drawings() -> dict[str, np.ndarray]:
+    with np.load(FOLDER / "drawings.npz", allow_pickle=False) as stored:
+        return dict(stored)
