@@ -17,8 +17,6 @@ from zooprune.bundled.questions import KINDS, SINGLE_KINDS, Question, ask_about,
 from zooprune.bundled.scenes import render
 from zooprune.bundled.vocabulary import COLOURS, NAMES, sign_pieces
 
-#: Signs, and labels, in a scene that is there to teach reading.
-SIGNS = 4
 #: Stands for "no place" where a coordinate would be.
 NOWHERE = -1.0
 #: Tokens of a question with its answer, padded.
@@ -69,9 +67,9 @@ def label_patches(layout: Layout, ids: dict[str, int]) -> PatchLabels:
 class Examples(Dataset):
     """Example `i` is scene `first + i` of a split.
 
-    Every `reading`-th scene shows little but signs and labels, none if it is 0. So many `questions` come with each,
-    one of every kind and then of those in `focus`; and every even scene brings as many of `pair_questions` about itself
-    and the next.
+    Every `reading`-th scene shows little but signs and labels, and every `counting`-th several copies of several
+    things; 0 is none. So many `questions` come with each, one of every kind and then of those in `focus`; and every
+    even scene brings as many of `pair_questions` about itself and the next.
     """
 
     def __init__(
@@ -83,12 +81,13 @@ class Examples(Dataset):
         first: int,
         count: int,
         reading: int,
+        counting: int,
         questions: int,
         pair_questions: int,
         focus: tuple[str, ...] = SINGLE_KINDS,
     ) -> None:
         self.tokenizer = tokenizer
-        self.reading, self.questions, self.pair_questions = reading, questions, pair_questions
+        self.questions, self.pair_questions = questions, pair_questions
         self.focus = [SINGLE_KINDS.index(kind) for kind in focus]
         self.first, self.count = first, count
         self.ids = tokenizer.get_vocab()
@@ -96,8 +95,11 @@ class Examples(Dataset):
 
         @lru_cache(maxsize=4)
         def layout(seed: int) -> Layout:
-            signs = SIGNS if reading and seed % reading == 0 else None
-            return draw_layout(seed, split, side, signs)
+            if reading and seed % reading == 0:
+                return draw_layout(seed, split, side, "texts")
+            if counting and seed % counting == 0:
+                return draw_layout(seed, split, side, "counts")
+            return draw_layout(seed, split, side)
 
         self.layout: Callable[[int], Layout] = layout
 

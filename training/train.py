@@ -35,8 +35,9 @@ class Stage:
     """A stretch of training at one image size.
 
     `rate` is the learning rate at its start and `final` the share of it left after `horizon` steps, which is the end
-    unless said otherwise. Every `reading`-th scene shows little but signs (0: none does). So many `questions` are
-    asked about each; without any, the language model takes no part. Every `whole`-th batch it sees all visual tokens,
+    unless said otherwise. Every `reading`-th scene shows little but signs and labels, every `counting`-th copies of
+    several things (0: none does). So many `questions` are asked about each; without any, the language model takes no
+    part. Every `whole`-th batch it sees all visual tokens,
     else a third of them, mostly those that show something (0: always a third). With `tower` off, only the language
     model learns. With `patches`, the tower itself reads only so many of them, and the language model all of these,
     which makes a step three times as fast. After one question of each kind, the kinds in `focus` are asked about. Every
@@ -51,6 +52,7 @@ class Stage:
     final: float
     questions: int
     reading: int = 0
+    counting: int = 0
     whole: int = 3
     tower: bool = True
     patches: int | None = None
@@ -89,7 +91,7 @@ STAGES = (
     Stage(
         "part of the patches",
         side=SIDE,
-        steps=2300,
+        steps=691,
         batch=16,
         rate=8e-4,
         final=0.25,
@@ -98,15 +100,31 @@ STAGES = (
         patches=256,
         pair_questions=6,
         focus=("count", "sign", "print"),
+        horizon=2300,
+    ),
+    Stage(
+        "copies of several things",
+        side=SIDE,
+        steps=1000,
+        batch=16,
+        rate=5e-4,
+        final=0.2,
+        questions=12,
+        reading=7,
+        counting=3,
+        patches=288,
+        pair_questions=6,
+        focus=("count", "sign", "print"),
     ),
     Stage(
         "all patches",
         side=SIDE,
-        steps=300,
+        steps=320,
         batch=16,
         rate=3e-4,
         final=0.0,
         questions=12,
+        counting=4,
         whole=2,
         pair_questions=6,
         focus=("count", "sign", "print"),
@@ -422,12 +440,13 @@ def main() -> None:
                 tokenizer,
                 side=stage.side,
                 reading=stage.reading,
+                counting=stage.counting,
                 questions=stage.questions,
                 pair_questions=stage.pair_questions,
                 focus=stage.focus,
             )
             train = draw("train", first=first, count=left)
-            held_out = draw("test", first=VALIDATION_FIRST, count=VALIDATION_SCENES)
+            held_out = draw("test", first=VALIDATION_FIRST, count=VALIDATION_SCENES, reading=0, counting=0)
             loader = DataLoader(train, stage.batch, num_workers=arguments.workers, prefetch_factor=16)
             checking = DataLoader(held_out, stage.batch)
             run_stage(stage, trainer, optimizers, loader, checking, arguments.out, before, skip)
@@ -470,7 +489,7 @@ def run_stage(
             running[key] = running.get(key, latest) * 0.95 + 0.05 * latest
         last = step + 1 == stage.steps
         if (step + 1) % 100 == 0 or last:
-            figures = trainer.validate(stage, checking) if (step + 1) % 200 == 0 or last else {}
+            figures = trainer.validate(stage, checking) if (step + 1) % 400 == 0 or last else {}
             pace = (step + 1 - first) / (time.time() - began)
             row = {"stage": stage.name, "step": before + step + 1, "loss": running, "held_out": figures,
                    "images_per_second": pace * stage.batch}  # fmt: skip

@@ -41,7 +41,8 @@ def photograph(name: str) -> Image.Image:
 
     image = Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")
     # No scene shows more than this, and small photographs are quick to crop.
-    image.thumbnail([672 * length // min(image.size) for length in image.size])
+    scale = 672 / min(image.size)
+    image.thumbnail((image.width * scale, image.height * scale))
     return image
 
 
@@ -67,13 +68,13 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def glyph(font: int, character: str, size: int) -> Image.Image:
-    """Return a character as greyscale ink, as high as its font's line and as wide as itself, at a font size in pixels."""
+    """Return a character's ink at a font size in pixels: greyscale, as high as the font's line, as wide as itself."""
     stored = _drawings()
     place = CHARACTERS.index(character)
     width, height = int(stored["glyph_widths"][font, place]), int(stored["glyph_heights"][font])
     ink = Image.fromarray(stored["glyphs"][font, place, :height, :width])
-    scaled = (max(1, round(length * size / GLYPH_SIZE)) for length in (width, height))
-    return ink.resize(tuple(scaled), Image.Resampling.BICUBIC)
+    scale = size / GLYPH_SIZE
+    return ink.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
 
 
 @cache

@@ -19,6 +19,7 @@ from zooprune.bundled.assets import FONTS, HELD_OUT_DIGITS, PHOTOGRAPHS, digits,
 from zooprune.bundled.vocabulary import CHARACTERS, COLOURED, COLOURS, THINGS
 
 Split = Literal["train", "test"]
+Theme = Literal["all", "texts", "counts"]
 Box = tuple[int, int, int, int]
 
 #: Side of a patch in pixels, and of a full scene.
@@ -38,6 +39,8 @@ LONGEST_SIGN = 4
 # In a code nothing tells O from 0 or I from 1.
 _CODE_CHARACTERS = "".join(character for character in CHARACTERS if character not in "O0I1")
 _GAP = 3
+#: Signs, and labels, of a scene about texts.
+_TEXTS = 4
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Layout:
         return Layout(tupled["side"], Background(**tupled["background"]), things, tupled["origin"])
 
 
-def draw_layout(seed: int, split: Split, side: int = SIDE, signs: int | None = None) -> Layout:
+def draw_layout(seed: int, split: Split, side: int = SIDE, theme: Theme = "all") -> Layout:
     """Draw the layout that belongs to `seed`.
 
     Parameters
@@ -136,15 +139,16 @@ def draw_layout(seed: int, split: Split, side: int = SIDE, signs: int | None = N
     side : int
         Width and height in pixels. A smaller scene is a window of a full one, with its corner on a patch's corner:
         it holds fewer things of the same size.
-    signs : int, optional
-        Draw that many signs, as many labels and little else, to learn to read; by default a scene has one or none
-        of each.
+    theme : {"all", "texts", "counts"}
+        "texts" has several signs and labels and little else, to learn to read; "counts" one, two, three and four
+        copies of four things, to learn to count. By default a scene has one sign, one label and one digit or none,
+        and copies of one thing.
     """
     rng = np.random.default_rng([seed, side, split == "test"])
     column, row = (int(number) * PATCH for number in rng.integers((SIDE - side) // PATCH + 1, size=2))
     background = _background(rng, split, side)
     things: list[Thing] = []
-    for draw in _plan(rng, split, side) if signs is None else _texts_alone(rng, split, signs):
+    for draw in _PLANS[theme](rng, split, side):
         thing = draw(rng)
         corner = _free_corner(rng, thing, [other.box for other in things], side)
         if corner is not None:
@@ -177,13 +181,19 @@ def _plan(rng: np.random.Generator, split: Split, side: int) -> list[_Draw]:
     return texts + [partial(_emoji, name=name) for name in [repeated] * copies + chosen]
 
 
-def _texts_alone(rng: np.random.Generator, split: Split, signs: int) -> list[_Draw]:
+def _plan_texts(rng: np.random.Generator, split: Split, side: int) -> list[_Draw]:
     name = [*THINGS][int(rng.integers(len(THINGS)))]
-    return [
-        *[partial(_sign, split=split)] * signs,
-        *[partial(_label, split=split)] * signs,
-        partial(_emoji, name=name),
-    ]
+    texts = [partial(_sign, split=split)] * _TEXTS + [partial(_label, split=split)] * _TEXTS
+    return [*texts, partial(_emoji, name=name)]
+
+
+def _plan_counts(rng: np.random.Generator, split: Split, side: int) -> list[_Draw]:
+    every = [*THINGS, *COLOURED]
+    copied = [every[i] for i in rng.permutation(len(every))[:4]]
+    return [partial(_emoji, name=name) for copies, name in enumerate(copied, start=1) for _ in range(copies)]
+
+
+_PLANS = {"all": _plan, "texts": _plan_texts, "counts": _plan_counts}
 
 
 def _background(rng: np.random.Generator, split: Split, side: int) -> Background:

@@ -136,11 +136,13 @@ def _count(layout: Layout, counts: Counter[str], unique: list[Thing], rng: np.ra
     countable = [name for name in counts if name not in ("sign", "digit", "label") and counts[name] <= 4]
     if not countable:
         return None
-    # Scenes hold one to four copies of one thing, evenly; asking for that thing keeps the answers even.
-    number = max(counts[name] for name in countable)
-    name = _pick(sorted(name for name in countable if counts[name] == number), rng)
+    if sum(counts[name] > 1 for name in countable) < 2:
+        # Most scenes hold one to four copies of one thing, evenly; asking for that thing keeps the answers even.
+        most = max(counts[name] for name in countable)
+        countable = [name for name in countable if counts[name] == most]
+    name = _pick(sorted(countable), rng)
     evidence = _seen(*(thing for thing in layout.things if thing.name == name))
-    return Question("count", f"how many {plural(name)} are there?", str(number), evidence)
+    return Question("count", f"how many {plural(name)} are there?", str(counts[name]), evidence)
 
 
 def _sign(layout: Layout, counts: Counter[str], unique: list[Thing], rng: np.random.Generator) -> Question | None:

@@ -31,9 +31,9 @@ class Scene:
         return self.layout.things
 
 
-def draw_scene(seed: int, split: Split, **options: int | None) -> Scene:
+def draw_scene(seed: int, split: Split) -> Scene:
     """Draw the scene that belongs to `seed`; see `zooprune.bundled.layout.draw_layout`."""
-    return render(draw_layout(seed, split, **options))
+    return render(draw_layout(seed, split))
 
 
 def render(layout: Layout) -> Scene:
@@ -49,7 +49,7 @@ def _backdrop(background: Background, side: int) -> Image.Image:
     image = photograph(background.photograph).resize((side, side), Image.Resampling.BILINEAR, box=background.crop)
     if background.mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    gain, shift = np.float32(background.gain), np.float32(background.shift)
+    gain, shift = np.array(background.gain, dtype=np.float32), np.float32(background.shift)
     pixels = np.asarray(image, dtype=np.float32) * gain + shift
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
