@@ -152,6 +152,7 @@ class Probes(nn.Module):
         self.centre = nn.Linear(text_width, 2)
         self.patch_where = nn.Linear(text_width, 2)
         self.name_where = nn.Linear(text_width, 3)
+        self.image = nn.Linear(text_width, len(ORDINALS))
         self.present = nn.Linear(vision_width, len(NAMES))
 
 
@@ -252,8 +253,8 @@ class Trainer:
         loss = loss + place_loss(self.probes.patch_where(visual), (places[..., :2] + 0.5) * (PATCH / SIDE))
         return loss + F.binary_cross_entropy_with_logits(self.probes.present(pooled).float(), batch["present"])
 
-    def answer(self, visual: Tensor, tokens: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, questions, block, vocabulary) and the hidden states half-way through.
+    def answer(self, visual: Tensor, tokens: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (B, questions, block, vocabulary) and, half-way through, the questions and visual tokens.
 
         `visual` is (B, images, N, d_text). A question sees the images and itself, no other question.
         """
@@ -274,8 +275,13 @@ class Trainer:
         inputs = torch.cat([*parts, embed(tokens.flatten(1))], dim=1)
         positions = torch.cat([shown, asked], dim=1)
         final, halfway = self.decode(inputs, self._mask(length, questions, block), positions)
-        final, halfway = (hidden[:, length:].unflatten(1, (questions, block)) for hidden in (final, halfway))
-        return self.model.lm_head(final), halfway
+        asked, shown = halfway[:, length:].unflatten(1, (questions, block)), halfway[:, :length]
+        # Behind the lead of each image come its patches.
+        ends = torch.tensor([len(lead) for lead in self.leads[images]]).cumsum(0) + patches * torch.arange(
+            1, images + 1
+        )
+        shown = torch.stack([shown[:, end - patches : end] for end in ends.tolist()], dim=1)
+        return self.model.lm_head(final[:, length:].unflatten(1, (questions, block))), asked, shown
 
     def _mask(self, shared: int, questions: int, block: int) -> Tensor:
         if (shared, questions) not in self.masks:
@@ -320,9 +326,14 @@ class Trainer:
         tokens, targets, where = (batch[about + key][:: visual.shape[1]] for key in ("tokens", "targets", "where"))
         draws = torch.rand(2, len(visual), generator=generator).to(self.device)
         stretch = torch.where(draws[0] < 0.5, 1.0, 0.1 + 0.9 * draws[1])
-        logits, halfway = self.answer(visual, tokens, stretch)
+        logits, halfway, seen = self.answer(visual, tokens, stretch)
         named = where[..., 0] != NOWHERE
-        return {
+        losses = {}
+        if seen.shape[1] > 1:
+            # Every visual token knows which image it belongs to.
+            image = torch.arange(seen.shape[1], device=self.device)[:, None].expand(seen.shape[:3]).flatten()
+            losses[f"{about}image"] = F.cross_entropy(self.probes.image(seen).flatten(0, 2).float(), image)
+        return losses | {
             f"{about}answer": F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), ignore_index=IGNORED),
             f"{about}ground": place_loss(self.probes.name_where(halfway[named]), where[named]),
         }
@@ -345,7 +356,7 @@ class Trainer:
                     tokens, targets, kinds = (
                         batch[about + key][:: shown.shape[1]] for key in ("tokens", "targets", "kinds")
                     )
-                    logits, _ = self.answer(shown, tokens, torch.ones(len(shown), device=self.device))
+                    logits, _, _ = self.answer(shown, tokens, torch.ones(len(shown), device=self.device))
                     exact = ((logits.argmax(-1) == targets) | (targets == IGNORED)).all(-1)
                     for kind in range(len(KINDS)):
                         right[kind] += exact[kinds == kind].sum().cpu()
