@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-IMAGE, PAD, BOS, VIDEO, VISION_START, VISION_END, NEWLINE = 3, 0, 1, 2, 4, 5, 6
+IMAGE, PAD, BOS, VIDEO, VISION_START, VISION_END, NEWLINE, WHOLE = 3, 0, 1, 2, 4, 5, 6, 9
 VOCABULARY = 60
 TEXT = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -325,10 +325,27 @@ def smolvlm() -> Any:
     return idefics3("SmolVLM")
 
 
-def _split_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+def _fenced_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    """Draw one tile, or two and the whole in small, with a name and a fence before each."""
     tiles = (1, 3)[kind]
-    stands = [piece for tile in range(tiles) for piece in (VISION_START, 20 + tile, *[IMAGE] * 4)]
-    return _noise(generator, tiles, 3, 56, 56), (tiles,), [*stands, VISION_END]
+    names = [*(7, 8)[: tiles - 1], WHOLE]
+    stands = [piece for name in names for piece in (VISION_START, name, *[IMAGE] * 4)]
+    return _noise(generator, tiles, 3, 56, 56), (tiles,), [*stands, VISION_START]
+
+
+def _named_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    """Draw tiles with a name before each."""
+    tiles = (1, 3)[kind]
+    names = [*(7, 8)[: tiles - 1], WHOLE]
+    stands = [piece for name in names for piece in (name, *[IMAGE] * 4)]
+    return _noise(generator, tiles, 3, 56, 56), (tiles,), [VISION_START, *stands, VISION_END]
+
+
+def _broken_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    """Draw tiles with a line break after each."""
+    tiles = (1, 3)[kind]
+    stands = [*[IMAGE] * 4, NEWLINE] * tiles
+    return _noise(generator, tiles, 3, 56, 56), (tiles,), [VISION_START, *stands, VISION_END]
 
 
 def _split_inputs(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
@@ -373,6 +390,14 @@ def aya_vision() -> Any:
     return transformers.AyaVisionForConditionalGeneration(config)
 
 
+def cohere2_vision() -> Any:
+    config = transformers.Cohere2VisionConfig(
+        vision_config=SIGLIP, text_config={**TEXT, "model_type": "cohere2", "layer_types": ["full_attention"] * 2},
+        image_token_id=IMAGE, downsample_factor=2, alignment_intermediate_size=40,
+    )  # fmt: skip
+    return transformers.Cohere2VisionForConditionalGeneration(config)
+
+
 def deepseek_vl() -> Any:
     config = transformers.DeepseekVLConfig(
         vision_config=SIGLIP, text_config={**TEXT, "model_type": "llama"}, image_token_id=IMAGE
@@ -397,10 +422,11 @@ CASES = {
         Case("internvl", internvl, _intern_image, _concatenate, kinds=2),
         Case("gemma3", gemma3, _gemma_image, _with_types),
         Case("paligemma", paligemma, _square(56, 16), _all_prefix),
-        Case("idefics3", idefics3, _split_image, _split_inputs, kinds=2),
-        Case("smolvlm", smolvlm, _split_image, _split_inputs, kinds=2),
+        Case("idefics3", idefics3, _fenced_image, _split_inputs, kinds=2),
+        Case("smolvlm", smolvlm, _fenced_image, _split_inputs, kinds=2),
         Case("mistral3", mistral3, _pixtral_image, _sized, kinds=2),
-        Case("aya_vision", aya_vision, _split_image, _concatenate, kinds=2),
+        Case("aya_vision", aya_vision, _named_image, _concatenate, kinds=2),
+        Case("cohere2_vision", cohere2_vision, _broken_image, _concatenate, kinds=2),
         Case("deepseek_vl", deepseek_vl, _square(56, 16), _stack),
     )
 }
