@@ -133,7 +133,11 @@ class Family(ABC):
 
     def slots(self, model: Any, modality: Modality, input_ids: Tensor) -> Tensor:
         """Return where visual tokens go: bool, the shape of `input_ids`."""
-        return input_ids == getattr(model.config, f"{modality}_token_id")
+        return input_ids == getattr(model.config, f"{self.placeholder(modality)}_token_id")
+
+    def placeholder(self, modality: Modality) -> Modality:
+        """Return whose placeholder stands in the prompts for a modality, and by what name the model takes its rows."""
+        return modality
 
     def axes(self, model: Any, inputs: Mapping[str, Any], attention_mask: Tensor) -> Tensor | None:
         """Return the positions of the uncut prompts on every axis, (axes, B, L), or None where text order is all."""
