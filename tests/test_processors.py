@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
 import warnings
 from itertools import chain
@@ -15,6 +17,7 @@ from PIL import Image
 from real_processors import REAL, SQUARE
 from zoo_of_models import CASES, IMAGE
 from zooprune import ZooPrune, prune
+from zooprune.loading import load_model
 
 GREEDY = {"max_new_tokens": 2, "do_sample": False}
 SHARES = [0.33, 0.22, 0.20, 0.11, 0.10, 0.05]
@@ -148,3 +151,26 @@ def test_videos_meet_their_budget(name):
         _, report = generated(model, inputs, keep)
         kept = [len(image.selection) + image.separators[0] for image in report.images]
         assert kept == [max(1, math.floor(keep * total + 0.5)) for total in totals]
+
+
+@pytest.mark.parametrize("name", ["llava_next", "idefics3", "qwen2_5_vl", "internvl"])
+def test_a_checkpoint_is_loaded_with_its_processor(name, tmp_path):
+    CASES[name].model().save_pretrained(tmp_path)
+    processor(name).save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    config = json.loads(path.read_text())
+    reads_videos = "video_processor" in config
+    if reads_videos:
+        # What stands in for it here has no name that could be loaded.
+        kind = {"internvl": "InternVL", "qwen2_5_vl": "Qwen2VL"}[name]
+        config["video_processor"] = {"video_processor_type": f"{kind}VideoProcessor"}
+        path.write_text(json.dumps(config))
+    if reads_videos and importlib.util.find_spec("torchvision") is None:
+        with pytest.raises(ValueError, match=r"cannot load the processor of .*Torchvision.*; install that package$"):
+            load_model(str(tmp_path))
+        return
+    model, loaded = load_model(str(tmp_path))
+    assert type(loaded.image_processor).__name__.endswith("Pil")
+    mark = REAL[name].marker
+    output, report = generated(model, read(loaded, [f"{mark}w1"], images=[[picture(97, 61)]]), 0.2)
+    assert 0 < report.kept < report.total and output.shape[1] == report.prompt_length + 2
