@@ -12,11 +12,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 from transformers.models.smolvlm import processing_smolvlm
-from transformers.video_processing_utils import VideoProcessorMixin
 
 from zoo_of_models import BOS, IMAGE, PAD, PINPOINTS, VIDEO, VOCABULARY
 
-NO_VIDEOS = VideoProcessorMixin()
+#: Stands where the part for videos would: the real ones need torchvision.
+NO_VIDEOS = transformers.CLIPImageProcessorPil()
 SQUARE = {"height": 56, "width": 56}
 
 
@@ -48,7 +48,7 @@ def tokenizer(image: str, *markers: str, video: str = "<video>", **named: str) -
 
 
 def processor(name: str) -> Any:
-    """Return a processor's class, with nothing asked of its part for videos: the real ones need torchvision."""
+    """Return a processor's class, with nothing asked of its part for videos."""
     parent = getattr(transformers, name)
 
     def check(self: Any, argument: str, value: Any) -> Any:
