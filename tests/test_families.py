@@ -7,6 +7,8 @@ import torch
 from transformers import (
     CLIPConfig,
     CLIPModel,
+    GlmOcrConfig,
+    GlmOcrForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
@@ -131,3 +133,10 @@ def test_other_models_are_refused_with_what_is_supported():
         find_family(clip)
     with pytest.raises(TypeError, match="transformers model"):
         find_family(torch.nn.Linear(2, 2))
+
+
+def test_a_model_with_positions_on_several_axes_needs_a_family_of_its_own():
+    with torch.device("meta"):
+        model = GlmOcrForConditionalGeneration(GlmOcrConfig())
+    with pytest.raises(ValueError, match=r"it lacks positions that follow the text's order; see"):
+        find_family(model)

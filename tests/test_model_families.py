@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from zoo_of_models import CASES, IMAGE, NEXT_SIZES, VIDEO_CASES, make_video
+from zoo_of_models import CASES, IMAGE, NEXT_SIZES, ONE_LENGTH, VIDEO, VIDEO_CASES, VIDEOS_ALONE, make_videos
 from zooprune import ZooPrune, get_pruner, prune, sensitivity
 from zooprune.budgeting import deal, spend
 from zooprune.families import find_family
 
 ONE_AXIS = [name for name in CASES if not name.startswith(("qwen", "glm"))]
+#: Models that make one token of two by two patches.
+MERGING = ("internvl", "gemma3", "idefics3", "smolvlm", "mistral3", "aya_vision", "cohere2_vision")
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 
 
@@ -227,16 +229,13 @@ def test_a_token_shows_the_patch_it_says_it_shows(case, model):
             if not flat[tile].any() or not flat[tile, :, 14 * row, 14 * column].any():
                 continue
             flat[tile, :, 14 * row : 14 * row + 14, 14 * column : 14 * column + 14] += 1
-            merge = {"internvl": 2, "gemma3": 2, "idefics3": 2, "smolvlm": 2, "mistral3": 2, "aya_vision": 2}
-            factor = merge.get(case.name, 1)
+            factor = 2 if case.name in MERGING else 1
             expected = (tile, row // factor, column // factor)
         after = encode(silent, inputs | {"pixel_values": changed}).visuals
         moved = []
         for number, (one, other) in enumerate(zip(before, after, strict=True)):
             gone = (one.tokens.features - other.tokens.features).abs().amax(1) > 1e-6
             moved += [(number, *where) for where in one.tokens.positions[gone].tolist()]
-        if len(before) > 1:
-            moved = [(0, 0, number, row, column) for number, _, _, row, column in moved]
         if case.name == "llava_onevision":
             # Interpolation lets a patch reach its neighbours.
             assert all(where[2] == expected[0] for where in moved)
@@ -376,12 +375,17 @@ def test_positions_need_what_the_processor_returned():
 
 @pytest.fixture(scope="module", params=VIDEO_CASES)
 def film(request):
-    model = CASES[request.param].model()
-    return model, make_video(request.param, model)
+    return request.param, CASES[request.param].model()
 
 
-def test_a_video_and_an_image_kept_whole_change_nothing(film):
-    model, inputs = film
+def clips(name):
+    """Return rows of clips, of different numbers of frames where the model takes such."""
+    return [[4], [4, 4], []] if name in ONE_LENGTH else [[4], [2, 5], []]
+
+
+def test_videos_and_images_kept_whole_change_nothing(film):
+    name, model = film
+    inputs = make_videos(name, model, clips(name))
     options = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
     plain = model.generate(**inputs, **options)
     with prune(model, pruner(1.0)):
@@ -389,9 +393,43 @@ def test_a_video_and_an_image_kept_whole_change_nothing(film):
     assert all(torch.equal(one, other) for one, other in zip(kept.logits, plain.logits, strict=True))
 
 
+def test_a_batch_of_videos_equals_its_rows(film):
+    name, model = film
+    rows = clips(name)
+    options = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
+    with prune(model, ZooPrune(keep=7)) as session:
+        together = model.generate(**make_videos(name, model, rows), **options)
+        images = session.reports[-1].images
+        assert all(len(image.selection) == min(7, image.selection.total) for image in images)
+        for number, row in enumerate(rows):
+            alone = model.generate(**make_videos(name, model, [row], seed=number), **options)
+            for one, other in zip(alone.logits, together.logits, strict=True):
+                torch.testing.assert_close(one[0], other[number], rtol=1e-4, atol=1e-4)
+            if row:
+                mine = [image for image in images if image.row == number]
+                for one, other in zip(session.reports[-1].images, mine, strict=True):
+                    assert (one.modality, one.selection.index.tolist()) == (
+                        other.modality, other.selection.index.tolist()
+                    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_way_of_generating_takes_videos(film, mode):
+    name, model = film
+    inputs = make_videos(name, model, [[4], [4]])
+    with prune(model, pruner(7)):
+        greedy = model.generate(**inputs, **GREEDY)
+        output = model.generate(**inputs, **GREEDY | MODES[mode])
+    width = inputs["input_ids"].shape[1]
+    assert torch.equal(output[:: len(output) // 2, :width], inputs["input_ids"])
+    if mode not in ("beams", "samples"):
+        assert torch.equal(output, greedy)
+
+
 @pytest.mark.parametrize(("scope", "fewest", "most"), [("tile", 2, 2), ("image", 0, 8)])
 def test_videos_are_cut_by_the_clip_or_by_the_frame(film, scope, fewest, most):
-    model, inputs = film
+    name, model = film
+    inputs = make_videos(name, model, [[4]])
     with torch.no_grad(), prune(model, ZooPrune(keep=8), scope=scope) as session:
         said = model.generate(**inputs, **GREEDY)
         logits = model(**session.prepare(inputs)).logits[:, -1]
@@ -403,10 +441,46 @@ def test_videos_are_cut_by_the_clip_or_by_the_frame(film, scope, fewest, most):
     assert sum(counts) == 8 and min(counts) >= fewest and max(counts) <= most
 
 
+def test_the_clips_of_a_prompt_share_one_budget(film):
+    name, model = film
+    with prune(model, ZooPrune(keep=9), scope="prompt") as session:
+        model.generate(**make_videos(name, model, clips(name)), **GREEDY)
+    videos = [image for image in session.reports[0].images if image.modality == "video"]
+    assert [(video.row, len(video.selection)) for video in videos] == [(0, 9), (1, 9)]
+    assert videos[1].positions[:, 0].unique().tolist() == list(range(sum(clips(name)[1])))
+
+
 def test_frames_are_numbered(film):
-    model, inputs = film
+    name, model = film
     with torch.no_grad():
-        (video,) = find_family(model).encode(model, "video", inputs).visuals
+        (video,) = find_family(model).encode(model, "video", make_videos(name, model, [[4]])).visuals
     positions = video.tokens.positions
     assert positions[:, 0].unique().tolist() == [0, 1, 2, 3]
     assert len(positions.unique(dim=0)) == len(positions)
+
+
+@pytest.mark.parametrize("name", [name for name in VIDEO_CASES if name not in ONE_LENGTH and name != "qwen3_5"])
+def test_pruned_videos_keep_their_positions(name):
+    """Against a dense run in which no key of a dropped token is seen."""
+    model = CASES[name].model()
+    inputs = make_videos(name, model, [[2, 5]])
+    with torch.no_grad(), prune(model, pruner(7)) as session:
+        pruned = model(**session.prepare(inputs)).logits[:, -1]
+        ids, stays = inputs["input_ids"], torch.ones_like(inputs["input_ids"], dtype=torch.bool)
+        for modality, token in (("video", IMAGE if name in VIDEOS_ALONE else VIDEO), ("image", IMAGE)):
+            kept = [one.selection.mask for one in session.reports[0].images if one.modality == modality]
+            if kept:
+                stays[ids == token] = torch.cat(kept)
+        axes = find_family(model).axes(model, inputs, inputs["attention_mask"])
+        numbers = torch.arange(ids.shape[1])[None, None]
+        dense = inputs | {"position_ids": torch.cat([numbers, axes]), "attention_mask": stays.long()}
+        expected = model(**dense).logits[:, -1]
+    torch.testing.assert_close(pruned, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", VIDEOS_ALONE)
+def test_images_beside_videos_are_refused_where_they_cannot_be_told_apart(name):
+    model = CASES[name].model()
+    inputs = CASES[name].make(model, [[0]]) | make_videos(name, model, [[4]])
+    with prune(model, pruner(3)), pytest.raises(ValueError, match="either images or videos"):
+        model.generate(**inputs)

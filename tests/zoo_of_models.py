@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-IMAGE, PAD, BOS, VIDEO, VISION_START, VISION_END, NEWLINE = 3, 0, 1, 2, 4, 5, 6
+IMAGE, PAD, BOS, VIDEO, VISION_START, VISION_END, NEWLINE, WHOLE = 3, 0, 1, 2, 4, 5, 6, 9
 VOCABULARY = 60
 TEXT = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -246,8 +246,8 @@ def qwen3_5() -> Any:
     return transformers.Qwen3_5ForConditionalGeneration(config)
 
 
-def glm4v() -> Any:
-    config = transformers.Glm4vConfig(
+def glm4v(kind: str = "Glm4v") -> Any:
+    config = getattr(transformers, f"{kind}Config")(
         vision_config={
             "depth": 2, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2, "patch_size": 4,
             "intermediate_size": 48, "image_size": 32,
@@ -256,7 +256,11 @@ def glm4v() -> Any:
         image_token_id=IMAGE, video_token_id=VIDEO, image_start_token_id=VISION_START, image_end_token_id=VISION_END,
         video_start_token_id=7, video_end_token_id=8,
     )  # fmt: skip
-    return transformers.Glm4vForConditionalGeneration(config)
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+
+
+def glm46v() -> Any:
+    return glm4v("Glm46V")
 
 
 # InternVL, Gemma 3, PaliGemma, Idefics3, SmolVLM, Mistral 3, Aya Vision
@@ -325,10 +329,27 @@ def smolvlm() -> Any:
     return idefics3("SmolVLM")
 
 
-def _split_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+def _fenced_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    """Draw one tile, or two and the whole in small, with a name and a fence before each."""
     tiles = (1, 3)[kind]
-    stands = [piece for tile in range(tiles) for piece in (VISION_START, 20 + tile, *[IMAGE] * 4)]
-    return _noise(generator, tiles, 3, 56, 56), (tiles,), [*stands, VISION_END]
+    names = [*(7, 8)[: tiles - 1], WHOLE]
+    stands = [piece for name in names for piece in (VISION_START, name, *[IMAGE] * 4)]
+    return _noise(generator, tiles, 3, 56, 56), (tiles,), [*stands, VISION_START]
+
+
+def _named_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    """Draw tiles with a name before each."""
+    tiles = (1, 3)[kind]
+    names = [*(7, 8)[: tiles - 1], WHOLE]
+    stands = [piece for name in names for piece in (name, *[IMAGE] * 4)]
+    return _noise(generator, tiles, 3, 56, 56), (tiles,), [VISION_START, *stands, VISION_END]
+
+
+def _broken_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    """Draw tiles with a line break after each."""
+    tiles = (1, 3)[kind]
+    stands = [*[IMAGE] * 4, NEWLINE] * tiles
+    return _noise(generator, tiles, 3, 56, 56), (tiles,), [VISION_START, *stands, VISION_END]
 
 
 def _split_inputs(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
@@ -373,6 +394,14 @@ def aya_vision() -> Any:
     return transformers.AyaVisionForConditionalGeneration(config)
 
 
+def cohere2_vision() -> Any:
+    config = transformers.Cohere2VisionConfig(
+        vision_config=SIGLIP, text_config={**TEXT, "model_type": "cohere2", "layer_types": ["full_attention"] * 2},
+        image_token_id=IMAGE, downsample_factor=2, alignment_intermediate_size=40,
+    )  # fmt: skip
+    return transformers.Cohere2VisionForConditionalGeneration(config)
+
+
 def deepseek_vl() -> Any:
     config = transformers.DeepseekVLConfig(
         vision_config=SIGLIP, text_config={**TEXT, "model_type": "llama"}, image_token_id=IMAGE
@@ -394,13 +423,15 @@ CASES = {
         Case("qwen3_vl_moe", qwen3_vl_moe, _gridded, _gridded_inputs, kinds=3),
         Case("qwen3_5", qwen3_5, _gridded, _gridded_inputs, kinds=3),
         Case("glm4v", glm4v, _gridded, _gridded_inputs, kinds=3),
+        Case("glm46v", glm46v, _gridded, _gridded_inputs, kinds=3),
         Case("internvl", internvl, _intern_image, _concatenate, kinds=2),
         Case("gemma3", gemma3, _gemma_image, _with_types),
         Case("paligemma", paligemma, _square(56, 16), _all_prefix),
-        Case("idefics3", idefics3, _split_image, _split_inputs, kinds=2),
-        Case("smolvlm", smolvlm, _split_image, _split_inputs, kinds=2),
+        Case("idefics3", idefics3, _fenced_image, _split_inputs, kinds=2),
+        Case("smolvlm", smolvlm, _fenced_image, _split_inputs, kinds=2),
         Case("mistral3", mistral3, _pixtral_image, _sized, kinds=2),
-        Case("aya_vision", aya_vision, _split_image, _concatenate, kinds=2),
+        Case("aya_vision", aya_vision, _named_image, _concatenate, kinds=2),
+        Case("cohere2_vision", cohere2_vision, _broken_image, _concatenate, kinds=2),
         Case("deepseek_vl", deepseek_vl, _square(56, 16), _stack),
     )
 }
@@ -408,33 +439,53 @@ CASES = {
 
 # Videos
 
+VIDEO_CASES = (
+    "llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "glm46v",
+)  # fmt: skip
+#: Models whose clips come as one tensor and so have one length, and those that take no image beside a video.
+ONE_LENGTH, VIDEOS_ALONE = VIDEO_CASES[:2], VIDEO_CASES[-2:]
 
-def make_video(name: str, model: Any, frames: int = 4, seed: int = 0) -> dict[str, Any]:
-    """Return a prompt with one video and one image after it."""
-    generator = torch.Generator().manual_seed(seed)
+
+def make_videos(name: str, model: Any, rows: list[list[int]], seed: int = 0) -> dict[str, Any]:
+    """Return left-padded inputs; a row is a list of clips by their number of frames, with an image after them."""
     case = CASES[name]
-    drawn, size, stands = case.image(model, generator, 0)
-    text = [31, 32, 33]
-    if name.startswith("qwen"):
-        grid = (frames, 4, 6)
-        width = drawn.shape[1]
-        clip = _noise(generator, frames * 24, width)
-        if name.startswith("qwen3"):
-            # Every frame stands by itself, after the time it was taken at.
-            held = [piece for frame in range(frames) for piece in (40 + frame, VISION_START, *[VIDEO] * 6, VISION_END)]
-        else:
-            held = [VISION_START, *[VIDEO] * 6 * frames, VISION_END]
-        ids = torch.tensor([[BOS, *held, 30, *stands, *text]])
-        video = {"pixel_values_videos": clip, "video_grid_thw": torch.tensor([grid])}
-    else:
-        clip = _noise(generator, 1, frames, 3, 56, 56)
-        separators = 1 if name == "llava_onevision" else 0
-        ids = torch.tensor([[BOS, *[VIDEO] * (4 * frames + separators), 30, *stands, *text]])
-        video = {"pixel_values_videos": clip}
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **case.inputs([drawn], [size], ids), **video}
-    if "mm_token_type_ids" in inputs:
-        inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    prompts, clips, grids, pixels, sizes = [], [], [], [], []
+    for number, row in enumerate(rows):
+        generator = torch.Generator().manual_seed(seed + number)
+        drawn, size, stands = case.image(model, generator, 0)
+        ids = [BOS]
+        for frames in row:
+            clip, held = _clip(name, drawn.shape[-1], generator, frames)
+            clips.append(clip)
+            grids.append((frames, 4, 6))
+            ids += [*held, 30]
+        if row and name not in VIDEOS_ALONE:
+            pixels.append(drawn)
+            sizes.append(size)
+            ids += stands
+        prompts.append(ids + torch.randint(31, VOCABULARY, (3 + seed + number,), generator=generator).tolist())
+    width = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
+    inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+    if pixels:
+        inputs |= case.inputs(pixels, sizes, ids)
+    if clips:
+        inputs["pixel_values_videos"] = torch.stack(clips) if name in ONE_LENGTH else torch.cat(clips)
+    if name not in ONE_LENGTH:
+        shown = ids == (IMAGE if name in VIDEOS_ALONE else VIDEO)
+        inputs["mm_token_type_ids"] = (ids == IMAGE).int().masked_fill(shown, 2)
+        inputs |= {"video_grid_thw": torch.tensor(grids)} if clips else {}
     return inputs
 
 
-VIDEO_CASES = ("llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+def _clip(name: str, width: int, generator: torch.Generator, frames: int) -> tuple[Tensor, list[int]]:
+    """Draw a clip, and return its pixels and the ids that stand for it."""
+    if name in ONE_LENGTH:
+        newline = [VIDEO] if name == "llava_onevision" else []
+        return _noise(generator, frames, 3, 56, 56), [*[VIDEO] * 4 * frames, *newline]
+    clip = _noise(generator, frames * 24, width)
+    if name.startswith("qwen2"):
+        return clip, [VISION_START, *[VIDEO] * 6 * frames, VISION_END]
+    # Every frame stands by itself, with the time it was taken at.
+    placeholder = IMAGE if name in VIDEOS_ALONE else VIDEO
+    return clip, [x for time in range(frames) for x in (40 + time, VISION_START, *[placeholder] * 6, VISION_END)]

@@ -336,7 +336,7 @@ class Session:
                 slots |= mine
                 stays[mine] = everywhere.to(ids.device)
                 per_prompt = (stays & mine).sum(1)[mine.any(1)].tolist()
-                outputs[modality] = encoded.cut(everywhere, per_prompt)
+                outputs[self._family.placeholder(modality)] = encoded.cut(everywhere, per_prompt)
             axes = self._family.axes(self.model, inputs, mask)
         # Padding is masked, so any id serves where the model names none.
         prompt = compact(ids, mask, slots, stays[slots], positions=self.positions, pad_token_id=pad or 0, axes=axes)

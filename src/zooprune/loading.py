@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from zooprune.bundled import BUNDLED_FOLDER, load_bundled
 from zooprune.families import find_family
@@ -32,8 +39,8 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> tuple
     Raises
     ------
     ValueError
-        If the model cannot be found or read, lacks weights, is not a supported vision-language model, or dtype or
-        device are not to be had.
+        If the model cannot be found or read, lacks weights, is not a supported vision-language model, needs a package
+        that is not installed, or dtype or device are not to be had.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -92,8 +99,13 @@ def _load_checkpoint(name: str, dtype: str) -> tuple[Any, ProcessorMixin]:
         loaded = AutoModelForImageTextToText.from_pretrained(
             name, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-        # The Pillow image processors need no torchvision and are the ones the figures were measured with.
-        processor = AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        # The figures were measured with the Pillow image processors; what reads videos exists for torchvision alone,
+        # so the backend cannot be chosen for all of the processor at once.
+        processor.image_processor = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+    except ImportError as error:
+        reason = _first_line(error).split(". ")[0]
+        raise ValueError(f"cannot load the processor of {name!r} ({reason}); install that package") from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = _first_line(error)
         raise ValueError(

@@ -149,7 +149,7 @@ def closed_form(projector: Projector, features: Tensor, *, rank: int | None = No
     Raises
     ------
     ValueError
-        If the projector has another form; use `jvp` there.
+        If the projector has another form, where `jvp` serves, the features are not finite, or `rank` is not positive.
     """
     features = _checked(features)
     if rank is not None:

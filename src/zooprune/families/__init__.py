@@ -58,6 +58,8 @@ def find_family(model: PreTrainedModel) -> Family:
         missing.append("get_image_features")
     elif find_projector(model) is None:
         missing.append("a projector in a usual place")
+    if hasattr(getattr(model, "model", None), "get_rope_index"):
+        missing.append("positions that follow the text's order")
     if missing:
         raise ValueError(f"{kind} is not supported, it lacks {' and '.join(missing)}; see: zooprune models")
     return _GENERIC

@@ -7,21 +7,22 @@ from typing import Any
 
 from torch import nn
 
-from zooprune.families.base import Encoded, Family, Modality, Visual, square_tiles
+from zooprune.families.base import Encoded, Family, Modality, runs, square_tiles, tiled_images
 from zooprune.projectors import GatedMLP
 
 
 class AyaVision(Family):
     """``AyaVisionForConditionalGeneration`` and ``Cohere2VisionForConditionalGeneration``.
 
-    Every tile stands in the prompt by itself, between markers that only the tokenizer can tell apart; so a tile
-    counts as an image, and ``scope="prompt"`` gives all of them one budget.
+    A single id stands between the tiles of an image, a name of the tile or a line break, and never between two
+    images, whose tokens for beginning and end come on top of it. So tiles one id apart are one image. The last of
+    several tiles is the whole image in small.
     """
 
     architectures = ("AyaVisionForConditionalGeneration", "Cohere2VisionForConditionalGeneration")
     title = "Aya Vision, Command A Vision"
     sensitivity = "sampled"
-    traits = ("tiles apart",)
+    traits = ("tiles",)
     image_arguments = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
 
     def tail(self, projector: Any) -> nn.Module:
@@ -36,4 +37,16 @@ class AyaVision(Family):
         first = getattr(projector, "layernorm", None) or projector.linear_1
         output, read = self.run(model, modality, inputs, first)
         tiles = square_tiles(read, output.pooler_output, self.token_wise(projector))
-        return Encoded([Visual.plain(tile) for tile in tiles], output)
+        prompts = runs(self.slots(model, modality, inputs["input_ids"]))
+        return Encoded(tiled_images(tiles, [slots for prompt in prompts for slots in _images(prompt)]), output)
+
+
+def _images(prompt: list[range]) -> list[int]:
+    """Return how many slots each image of a prompt fills, from the runs of slots in it."""
+    images: list[int] = []
+    for number, run in enumerate(prompt):
+        if number and run.start - prompt[number - 1].stop == 1:
+            images[-1] += len(run)
+        else:
+            images.append(len(run))
+    return images

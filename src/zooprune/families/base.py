@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate, groupby, pairwise
 from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
@@ -132,7 +133,11 @@ class Family(ABC):
 
     def slots(self, model: Any, modality: Modality, input_ids: Tensor) -> Tensor:
         """Return where visual tokens go: bool, the shape of `input_ids`."""
-        return input_ids == getattr(model.config, f"{modality}_token_id")
+        return input_ids == getattr(model.config, f"{self.placeholder(modality)}_token_id")
+
+    def placeholder(self, modality: Modality) -> Modality:
+        """Return whose placeholder stands in the prompts for a modality, and by what name the model takes its rows."""
+        return modality
 
     def axes(self, model: Any, inputs: Mapping[str, Any], attention_mask: Tensor) -> Tensor | None:
         """Return the positions of the uncut prompts on every axis, (axes, B, L), or None where text order is all."""
@@ -191,6 +196,46 @@ def square_tiles(features: Tensor, embeddings: Tensor, projector: Any) -> list[V
     side = math.isqrt(total)
     positions = grid_positions(side, side, device=embeddings.device)
     return [VisualTokens(x, z, projector, positions) for x, z in zip(features.split(total), embeddings, strict=True)]
+
+
+def runs(slots: Tensor) -> list[list[range]]:
+    """Return, for every prompt, the runs of slots that follow each other without a break.
+
+    Parameters
+    ----------
+    slots : Tensor of bool, (B, L)
+    """
+    prompts = []
+    for row in slots.tolist():
+        stretches = [list(run) for _, run in groupby(range(len(row)), key=row.__getitem__)]
+        prompts.append([range(run[0], run[-1] + 1) for run in stretches if row[run[0]]])
+    return prompts
+
+
+def tiled_images(tiles: list[VisualTokens], slots: list[int]) -> list[Visual]:
+    """Join tiles to images, numbered by tile.
+
+    Parameters
+    ----------
+    tiles : list of VisualTokens
+        All of one size.
+    slots : list of int
+        How many slots each image fills.
+
+    Raises
+    ------
+    ValueError
+        If an image is not a whole number of tiles, or there are more or fewer tiles than slots for them.
+    """
+    size = len(tiles[0])
+    if any(count % size for count in slots) or sum(slots) != size * len(tiles):
+        found = ", ".join(map(str, slots)) or "no"
+        raise ValueError(
+            f"the prompts have images of {found} placeholders, which {len(tiles)} tiles of {size} do not fill; "
+            "pass the ids and pixels of the same processor call"
+        )
+    bounds = accumulate((count // size for count in slots), initial=0)
+    return [Visual.plain(joined(tiles[start:end], axis=1)) for start, end in pairwise(bounds)]
 
 
 def joined(group: list[VisualTokens], axis: int) -> VisualTokens:

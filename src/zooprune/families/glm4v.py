@@ -1,26 +1,40 @@
-"""GLM-4.1V and GLM-4.5V: built like Qwen's, but a convolution merges the patches and the projector is gated."""
+"""GLM-4.1V to GLM-4.6V: built like Qwen's, but a convolution merges the patches and the projector is gated."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
+from zooprune.families.base import Modality
 from zooprune.families.qwen_vl import Qwen2VL
 
 
 class Glm4v(Qwen2VL):
-    """``Glm4vForConditionalGeneration`` (GLM-4.1V) and ``Glm4vMoeForConditionalGeneration`` (GLM-4.5V).
+    """``Glm4v`` (GLM-4.1V), ``Glm4vMoe`` (GLM-4.5V) and ``Glm46VForConditionalGeneration``.
 
-    A convolution merges the patches before the projector, which is gated.
+    Frames of a video stand under the placeholder of images, so a call holds either images or videos: given both, the
+    model itself could not tell whose features go where.
     """
 
-    architectures = ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration")
-    title = "GLM-4.1V, GLM-4.5V"
+    architectures = (
+        "Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration", "Glm46VForConditionalGeneration",
+    )  # fmt: skip
+    title = "GLM-4.1V, GLM-4.5V, GLM-4.6V"
     sensitivity = "sampled"
-    # Frames of a video stand under the images' own placeholder, which is not told apart here.
-    video_arguments: ClassVar[tuple[str, ...]] = ()
 
     def tail(self, projector: Any) -> nn.Module:
         """Return the merger, which works token by token as it is."""
         return projector
+
+    def present(self, inputs: Mapping[str, Any]) -> list[Modality]:
+        """Return what there is among `inputs`, and refuse images beside videos."""
+        present = super().present(inputs)
+        if len(present) > 1:
+            raise ValueError("GLM-4V cannot tell images from videos in one call; pass either images or videos")
+        return present
+
+    def placeholder(self, modality: Modality) -> Modality:
+        """Return the one name under which prompts have both."""
+        return "image"

@@ -8,20 +8,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from zooprune.families.base import Encoded, Family, Modality, Visual, square_tiles
+from zooprune.families.base import Encoded, Family, Modality, runs, square_tiles, tiled_images
 
 
 class Idefics3(Family):
     """``Idefics3ForConditionalGeneration`` and ``SmolVLMForConditionalGeneration``.
 
-    Every tile stands in the prompt by itself, between markers that only the tokenizer can tell apart; so a tile
-    counts as an image, and ``scope="prompt"`` gives all of them one budget.
+    Before every tile stand a fence and a name of the tile, and the last tile of an image, the whole of it in small,
+    always has the same name and a fence behind it too. So the end of a prompt's last image tells where the others
+    end, whatever ids the tokenizer gave to fence and names. In a prompt without fences, tiles that follow each other
+    without a break are one image.
     """
 
     architectures = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
     title = "Idefics3, SmolVLM, SmolVLM2"
     sensitivity = "linear"
-    traits = ("tiles apart",)
+    traits = ("tiles",)
     image_arguments = ("pixel_values", "pixel_attention_mask")
 
     def tail(self, projector: Any) -> nn.Module:
@@ -35,5 +37,23 @@ class Idefics3(Family):
         # The model hands back one piece per prompt, however many tiles it has.
         side = model.config.vision_config.image_size // model.config.vision_config.patch_size
         total = (side // connector.scale_factor) ** 2
-        tiles = torch.cat(list(output.pooler_output)).unflatten(0, (-1, total))
-        return Encoded([Visual.plain(tile) for tile in square_tiles(read, tiles, self.token_wise(connector))], output)
+        embeddings = torch.cat(list(output.pooler_output)).unflatten(0, (-1, total))
+        tiles = square_tiles(read, embeddings, self.token_wise(connector))
+        ids = inputs["input_ids"]
+        prompts = zip(ids.tolist(), runs(self.slots(model, modality, ids)), strict=True)
+        return Encoded(tiled_images(tiles, [slots for row, found in prompts for slots in _images(row, found)]), output)
+
+
+def _images(ids: list[int], prompt: list[range]) -> list[int]:
+    """Return how many slots each image of a prompt fills, from its ids and the runs of slots in it."""
+    if not prompt:
+        return []
+    heads = [ids[max(0, run.start - 2) : run.start] for run in prompt]
+    fence, last = ids[prompt[-1].stop : prompt[-1].stop + 1], heads[-1]
+    fenced = all(len(head) == 2 and head[:1] == fence for head in heads)
+    images = [0]
+    for run, head in zip(prompt, heads, strict=True):
+        images[-1] += len(run)
+        if head == last or not fenced:
+            images.append(0)
+    return images[:-1]

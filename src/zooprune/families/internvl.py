@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
 from torch import nn
 
-from zooprune.families.base import Encoded, Family, Modality, Visual, joined, square_tiles
+from zooprune.families.base import Encoded, Family, Modality, runs, square_tiles, tiled_images
 from zooprune.projectors import NormedMLP
 
 
@@ -28,12 +27,6 @@ class InternVL(Family):
         """Encode all tiles; those whose placeholders follow each other without a break are one image."""
         projector = model.model.multi_modal_projector
         output, read = self.run(model, modality, inputs, projector)
-        tiles = iter(square_tiles(read, output.pooler_output, self.token_wise(projector)))
-        length = output.pooler_output.shape[1]
-        visuals = []
-        for row in self.slots(model, modality, inputs["input_ids"]).tolist():
-            for is_image, run in groupby(row):
-                if is_image:
-                    image = [tile for _, tile in zip(range(len(list(run)) // length), tiles, strict=False)]
-                    visuals.append(Visual.plain(joined(image, axis=1)))
-        return Encoded(visuals, output)
+        tiles = square_tiles(read, output.pooler_output, self.token_wise(projector))
+        prompts = runs(self.slots(model, modality, inputs["input_ids"]))
+        return Encoded(tiled_images(tiles, [len(run) for prompt in prompts for run in prompt]), output)

@@ -42,8 +42,9 @@ class ZooPrune(Pruner):
     step : float
         Step of the finite differences (h in the paper).
     rank : int, optional
-        For the closed form, the columns kept beside G's diagonal; for the sampled estimators, the rank both linear
-        layers are cut to. Only for two-layer projectors.
+        Cheaper sensitivity. For the closed form, wherever there is one: the columns kept beside G's diagonal. For the
+        sampled estimators: the rank both linear layers are cut to, if the projector is two layers with an activation
+        between and nothing else. Other projectors refuse it, and linear ones, which are not scored, have no use for it.
     seed : int
         Seed of the directions, the same for every image.
     fusion : {"product", "sum"}
