@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +82,7 @@ def ask(
     -------
     Comparison
     """
-    inputs = build_inputs(processor, image, question).to(model.device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    inputs = build_inputs(processor, [[image]], [question]).to(model.device, model.dtype)
     everything = get_pruner("random", keep=1.0)
     # The first call pays for allocations that are none of the method's cost.
     with prune(model, pruner):
@@ -94,13 +94,34 @@ def ask(
     )
 
 
-def build_inputs(processor: Any, image: Image.Image, question: str) -> Any:
-    """Return the model's inputs for one question, with the processor's chat template or else LLaVA-1.5's prompt."""
+def build_inputs(processor: Any, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> Any:
+    """Return a model's inputs for a batch of questions.
+
+    Parameters
+    ----------
+    processor
+        Its chat template makes the prompts; one that has none gets LLaVA-1.5's.
+    images : sequence of sequences of PIL.Image.Image
+        One or several for each question, shown before it.
+    questions : sequence of str
+
+    Returns
+    -------
+    BatchFeature
+        Padded on the left.
+    """
+    texts = [_prompt(processor, len(shown), question) for shown, question in zip(images, questions, strict=True)]
+    return processor(
+        text=texts, images=[list(shown) for shown in images], return_tensors="pt", padding=True, padding_side="left"
+    )
+
+
+def _prompt(processor: Any, images: int, question: str) -> str:
     if processor.chat_template is None:
-        return processor(text=[f"USER: <image>\n{question} ASSISTANT:"], images=[image], return_tensors="pt")
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return processor(text=[text], images=[image], return_tensors="pt")
+        return "USER: " + "<image>\n" * images + f"{question} ASSISTANT:"
+    content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+    text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return text
 
 
 def _seen(processor: Any, pixels: Tensor, image: Image.Image) -> Image.Image:

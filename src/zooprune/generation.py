@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from zooprune.budgeting import Newlines, Scope, spend
 from zooprune.callbacks import FirstToken, WholeCriterion, WholeProcessor, WholePrompt, WholeStreamer
 from zooprune.compaction import Prompt, check_prompt, compact
+from zooprune.encoding import encode
 from zooprune.families import Modality, Visual, find_family
 from zooprune.families.base import joined_visuals
 from zooprune.profiling import Timings, recording, stage
@@ -319,7 +320,7 @@ class Session:
         with torch.no_grad(), recording(timings):
             for modality in present:
                 with stage("encode", ids.device):
-                    encoded = self._family.encode(self.model, modality, inputs)
+                    encoded = encode(self._family, self.model, modality, inputs)
                 mine = self._family.slots(self.model, modality, ids)
                 kept = []
                 for row, visual in self._groups(modality, encoded.visuals, mine):
