@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from zooprune.evaluation.plan import Plan
 from zooprune.generation import ImageReport, Report, prune
 from zooprune.profiling import kv_cache_bytes, prefill_flops
 from zooprune.pruners import Pruner, get_pruner
@@ -61,7 +62,7 @@ def ask(
     processor: Any,
     image: Image.Image,
     question: str,
-    pruner: Pruner,
+    pruner: Pruner | Plan,
     *,
     max_new_tokens: int = 64,
 ) -> Comparison:
@@ -74,7 +75,7 @@ def ask(
     image : PIL.Image.Image
         RGB.
     question : str
-    pruner : Pruner
+    pruner : Pruner or Plan
     max_new_tokens : int
         Length of the answers at most.
 
@@ -90,7 +91,7 @@ def ask(
     return Comparison(
         _answer(model, processor, inputs, everything, max_new_tokens),
         _answer(model, processor, inputs, pruner, max_new_tokens),
-        _seen(processor, inputs["pixel_values"], image),
+        seen_images(processor, inputs["pixel_values"], [image])[0],
     )
 
 
@@ -124,16 +125,17 @@ def _prompt(processor: Any, images: int, question: str) -> str:
     return text
 
 
-def _seen(processor: Any, pixels: Tensor, image: Image.Image) -> Image.Image:
-    """Undo the processor's normalisation where it made one picture of the image, (1, 3, H, W)."""
-    if pixels.ndim != 4 or len(pixels) != 1:
-        return image
+def seen_images(processor: Any, pixels: Tensor, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Undo the processor's normalisation where it made one picture of each image, (images, 3, H, W)."""
+    if pixels.ndim != 4 or len(pixels) != len(images):
+        return list(images)
     mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
-    colours = pixels[0].float().cpu() * std.view(3, 1, 1) + mean.view(3, 1, 1)
-    return Image.fromarray((colours * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+    colours = pixels.float().cpu() * std.view(3, 1, 1) + mean.view(3, 1, 1)
+    bytes_ = (colours * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(one) for one in bytes_]
 
 
-def _answer(model: Any, processor: Any, inputs: Any, pruner: Pruner, max_new_tokens: int) -> Answer:
+def _answer(model: Any, processor: Any, inputs: Any, pruner: Pruner | Plan, max_new_tokens: int) -> Answer:
     with torch.no_grad(), prune(model, pruner) as session:
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     report: Report = session.reports[-1]

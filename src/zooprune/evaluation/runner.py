@@ -144,7 +144,7 @@ class Subject:
 
     def ask(self, examples: Sequence[Example], inputs: Any, setting: Setting) -> list[Row]:
         """Return one row per question."""
-        replies, report, _ = self._generate(inputs, setting)
+        replies, report, _ = self.generate(inputs, setting)
         config = self.model.config.get_text_config()
         lengths = inputs["attention_mask"].sum(1).tolist()
         rows = []
@@ -180,11 +180,12 @@ class Subject:
         inputs = self.prepare([example])
         taken = []
         for setting in settings:
-            _, report, total = self._generate(inputs, setting)
+            _, report, total = self.generate(inputs, setting)
             taken.append(report.seconds | {"total": total})
         return taken
 
-    def _generate(self, inputs: Any, setting: Setting) -> tuple[list[str], Report, float]:
+    def generate(self, inputs: Any, setting: Setting) -> tuple[list[str], Report, float]:
+        """Return the replies, the session's report and the seconds it took."""
         policies = {name: getattr(setting, name) for name in ("positions", "scope", "newlines")}
         with torch.no_grad(), prune(self.model, setting.pruner(), **policies) as session:
             self._wait()
