@@ -333,7 +333,7 @@ def _progress() -> Any:
 def _print_figures(figures: Figures, title: str) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{title}: {figures.title}", title_justify="left")
     for number, heading in enumerate(figures.header):
-        table.add_column(heading, justify="left" if number == 0 else "right")
+        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=heading in ("method", "95 %"))
     for row in figures.rows:
         table.add_row(*row)
     _out.print(table)

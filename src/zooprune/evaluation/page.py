@@ -11,7 +11,7 @@ from typing import Any
 from zooprune.evaluation.report import Table, case_line, described, keep, tables, title
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #191c24; max-width: 1080px; margin: 2rem auto; padding: 0 1rem }
+body { font: 16px/1.5 system-ui, sans-serif; color: #191c24; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
 h1, h2, h3 { line-height: 1.2; margin: 2rem 0 .6rem }
 table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e3e5ea; white-space: nowrap }
@@ -110,7 +110,9 @@ def _plots(summary: list[dict[str, Any]]) -> Iterator[str]:
                 **look,
             )
     budgets.add_hline(y=_percent(full[measure]), line_dash="dot", line_color="#888")
-    yield _draw(budgets, "Quality over budget", "visual tokens kept", name, xaxis_type="log")
+    ticks = sorted({round(arm["kept_tokens"]) for arm in pruned})
+    budgets.update_xaxes(type="log", tickvals=ticks)
+    yield _draw(budgets, "Quality over budget", "visual tokens kept", name)
     if full["seconds"] is not None:
         points = [(1e3 * arm["seconds"]["total"], _percent(arm[measure])) for arm in summary]
         front = pareto_front(points)
@@ -152,10 +154,8 @@ def _ratio(value: float | None, full: float) -> float:
     return _percent(None if value is None else value / full)
 
 
-def _draw(figure: Any, title: str, x: str, y: str, *, height: int = 420, **layout: Any) -> str:
-    figure.update_layout(
-        title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", height=height, width=1040, **layout
-    )
+def _draw(figure: Any, title: str, x: str, y: str, *, height: int = 420) -> str:
+    figure.update_layout(title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", height=height, width=1140)
     drawn: str = figure.to_html(
         full_html=False, include_plotlyjs=False, config={"displaylogo": False, "displayModeBar": False}
     )

@@ -74,7 +74,8 @@ def digest(rows: Sequence[Row], *, resamples: int = 2000) -> dict[str, dict[str,
 
 #: Heading, and how to tell the cell from a summary's entry; a column without a figure is left out.
 _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
-    ("score kept %", lambda arm: _percent(arm["kept_share"], arm["kept_share_interval"])),
+    ("score kept %", lambda arm: _percent(arm["kept_share"])),
+    ("95 %", lambda arm: "" if arm["keep"] is None else _between(arm["kept_share_interval"])),
     ("accuracy %", lambda arm: _percent(arm["accuracy"])),
     ("same reply %", lambda arm: _percent(arm["agreement"])),
     ("evidence %", lambda arm: _percent(arm["evidence_recall"])),
@@ -87,8 +88,7 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("total ms", lambda arm: _milliseconds(arm, "total")),
 )
 #: What fits into a terminal of 100 columns.
-BRIEF = ("score kept %", "accuracy %", "same reply %", "evidence %", "visual tokens", "GFLOPs", "prefill ms",
-         "total ms")  # fmt: skip
+BRIEF = ("score kept %", "95 %", "accuracy %", "same reply %", "evidence %", "visual tokens", "prefill ms", "total ms")
 
 
 def overview(found: dict[str, Any], *, columns: Sequence[str] | None = None) -> Table:
@@ -133,7 +133,7 @@ def by_task(found: dict[str, Any]) -> Table:
 
 def paired(found: dict[str, Any]) -> Table:
     """Return the paired comparisons."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in found["comparisons"]:
         (first, budget), (second, _) = one["first"], one["second"]
         low, high = (100 * value for value in one["interval"])
@@ -182,7 +182,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
 def title(run: dict[str, Any]) -> str:
     """Return the report's title."""
     configuration = run["configuration"]
-    return f"{', '.join(configuration['model'])} on {configuration['data']}"
+    return f"Pruning: model {', '.join(configuration['model'])}, data {configuration['data']}"
 
 
 def described(run: dict[str, Any]) -> str:
@@ -210,11 +210,12 @@ def keep(value: int | float | None) -> str:
     return "all" if value is None else str(value)
 
 
-def _percent(value: float | None, around: Sequence[float] | None = None) -> str:
-    if value is None:
-        return ""
-    between = f" [{100 * around[0]:.1f}, {100 * around[1]:.1f}]" if around else ""
-    return f"{100 * value:.1f}{between}"
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _between(around: Sequence[float] | None) -> str:
+    return "" if around is None else f"{100 * around[0]:.1f} to {100 * around[1]:.1f}"
 
 
 def _milliseconds(arm: dict[str, Any], *stages: str) -> str:
