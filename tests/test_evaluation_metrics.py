@@ -111,7 +111,7 @@ def test_the_sign_test_is_scipys(wins, losses):
 
 def test_a_comparison_counts_discordant_questions():
     right = [str(number) for number in range(10)]
-    first = right[:8] + ["x", "x"]
+    first = [*right[:8], "x", "x"]
     second = ["x"] * 5 + right[5:9] + ["x"]
     found = compare(arrange(run({NONE: [right], ZOO: [first], RANDOM: [second]}, right, ["count"] * 10)), ZOO, RANDOM)
     assert (found["wins"], found["losses"]) == (5, 1) and found["difference"] == pytest.approx(0.4)

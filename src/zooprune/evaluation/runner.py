@@ -219,6 +219,8 @@ class Results:
 
     def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
         self.folder, self._file = folder, folder / "results.jsonl"
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file; choose a folder with --out")
         folder.mkdir(parents=True, exist_ok=True)
         self.description = self._describe({"configuration": configuration, "environment": describe()})
         self.rows: list[Row] = self._read()
