@@ -118,10 +118,21 @@ def test_bad_input_is_one_line_and_exit_code_two(command, tmp_path, kind):  # no
     assert message in err and err.count("\n") == 1
 
 
-def test_without_plotly_the_page_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(ImportError, match=r"pip install 'zooprune\[report\]'"):
-        page({}, {}, {}, tmp_path)
+@pytest.mark.parametrize(
+    "package, extra, arguments",
+    [
+        ("plotly.offline", "report", ["eval"]),
+        ("scipy.special", "data", ["calibrate", "--data", "bundled"]),
+        ("pyarrow.parquet", "data", ["eval", "--data", "mine.parquet"]),
+    ],
+)
+def test_a_missing_package_is_named_before_anything_is_done(monkeypatch, command, tmp_path, package, extra, arguments):  # noqa: F811
+    for name in ("page", "publish", "calibrate"):
+        monkeypatch.delitem(sys.modules, f"zooprune.evaluation.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "mine.parquet").write_bytes(b"")
+    code, out, err = command(*arguments)
+    assert code == 2 and out == "" and f"pip install 'zooprune[{extra}]'" in err and err.count("\n") == 1
 
 
 def test_the_pareto_front():

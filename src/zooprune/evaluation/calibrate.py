@@ -18,6 +18,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+try:
+    from scipy.special import betaincinv
+except ImportError:
+    raise ImportError("scipy is needed to calibrate; run: pip install 'zooprune[data]'") from None
+
 from zooprune.encoding import remembering_encodings
 from zooprune.evaluation.examples import Example
 from zooprune.evaluation.metrics import normalise
@@ -57,17 +62,7 @@ class Candidate:
 
 
 def lower_bound(successes: int, trials: int, confidence: float) -> float:
-    """Return the one-sided Clopper-Pearson lower bound of a probability.
-
-    Raises
-    ------
-    ImportError
-        If scipy is missing.
-    """
-    try:
-        from scipy.special import betaincinv
-    except ImportError:
-        raise ImportError("scipy is needed to calibrate; run: pip install 'zooprune[data]'") from None
+    """Return the one-sided Clopper-Pearson lower bound of a probability."""
     return 0.0 if successes == 0 else float(betaincinv(successes, trials - successes + 1, 1 - confidence))
 
 

@@ -190,8 +190,15 @@ def sign_test(wins: int, losses: int) -> float:
     return float(min(1.0, 2 * tail / 2**total))
 
 
-def compare(answers: Answers, first: Arm, second: Arm, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def compare(answers: Answers, first: Arm, second: Arm, weights: Floats | None = None) -> dict[str, Any]:
     """Compare two arms on the same questions.
+
+    Parameters
+    ----------
+    answers : Answers
+    first, second : (method, keep)
+    weights : array, (R, Q), optional
+        What `resample` returned for these questions, to save doing it for every pair.
 
     Returns
     -------
@@ -209,9 +216,9 @@ def compare(answers: Answers, first: Arm, second: Arm, *, resamples: int = RESAM
     known = ~np.isnan(gap)
     if not known.any():
         raise ValueError("no answer is known, so no method is right more often; give answers with the questions")
+    weights = (resample(answers.tasks) if weights is None else weights)[:, known]
     gap = gap[known]
-    tasks = [task for task, one in zip(answers.tasks, known, strict=True) if one]
-    draws = resample(tasks, resamples=resamples, seed=seed) @ gap / len(gap)
+    draws = weights @ gap / weights.sum(1)
     wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
     return {
         "first": list(first),
@@ -224,8 +231,14 @@ def compare(answers: Answers, first: Arm, second: Arm, *, resamples: int = RESAM
     }
 
 
-def summarise(answers: Answers, *, resamples: int = RESAMPLES, seed: int = 0) -> list[dict[str, Any]]:
+def summarise(answers: Answers, weights: Floats | None = None) -> list[dict[str, Any]]:
     """Return all figures of every arm, the unpruned model first.
+
+    Parameters
+    ----------
+    answers : Answers
+    weights : array, (R, Q), optional
+        What `resample` returned for these questions, to save doing it again.
 
     Returns
     -------
@@ -241,7 +254,7 @@ def summarise(answers: Answers, *, resamples: int = RESAMPLES, seed: int = 0) ->
         None where there is nothing to tell it from.
     """
     plain = np.ones((1, len(answers.ids)))
-    weights = resample(answers.tasks, resamples=resamples, seed=seed)
+    weights = resample(answers.tasks) if weights is None else weights
     scores, share = task_scores(answers, plain)[0], kept_share(task_scores(answers, plain))[0]
     shares = kept_share(task_scores(answers, weights))
     agreements = weights @ answers.same.T / len(answers.ids)

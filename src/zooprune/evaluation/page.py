@@ -8,6 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+try:
+    from plotly import graph_objects
+    from plotly.offline import get_plotlyjs
+except ImportError:
+    raise ImportError("plotly is needed to write reports; run: pip install 'zooprune[report]'") from None
+
 from zooprune.evaluation.report import Table, case_line, described, keep, tables, title
 
 _STYLE = """
@@ -35,15 +41,11 @@ def page(
     folder : Path
         Where the pictures of the cases lie.
 
-    Raises
-    ------
-    ImportError
-        If plotly is missing; ``zooprune[report]`` brings it.
+    Returns
+    -------
+    str
+        Without a reference to anything outside it.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise ImportError("plotly is needed for report.html; run: pip install 'zooprune[report]'") from None
     body = [f"<h1>{escape(title(run))}</h1>", f"<p class=note>{escape(described(run))}</p>"]
     for model, figures in found.items():
         body.append(f"<h2>{escape(model)}</h2>")
@@ -73,8 +75,6 @@ def _case(case: dict[str, Any], folder: Path) -> str:
 
 
 def _plots(summary: list[dict[str, Any]]) -> Iterator[str]:
-    from plotly import graph_objects
-
     full, pruned = summary[0], summary[1:]
     if not pruned:
         return

@@ -62,11 +62,6 @@ def publish(results: Results, cases: dict[str, list[dict[str, Any]]]) -> tuple[d
         See `zooprune.evaluation.report.digest`.
     paths : list of Path
         What was written.
-
-    Raises
-    ------
-    ImportError
-        If plotly is missing, when report.md is written already.
     """
     found = digest(results.rows)
     paths = [results.folder / "report.md", results.folder / "report.html"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zooprune.evaluation.metrics import UNPRUNED, arrange, compare, summarise
+from zooprune.evaluation.metrics import RESAMPLES, UNPRUNED, arrange, compare, resample, summarise
 from zooprune.evaluation.runner import Row
 
 HOW_TIMED = (
@@ -46,7 +46,7 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def digest(rows: Sequence[Row], *, resamples: int = 2000) -> dict[str, dict[str, Any]]:
+def digest(rows: Sequence[Row], *, resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
     """Return the figures of every model.
 
     Returns
@@ -62,10 +62,11 @@ def digest(rows: Sequence[Row], *, resamples: int = 2000) -> dict[str, dict[str,
         pairs = [(arm, UNPRUNED) for arm in pruned]
         pairs += [(arm, other) for arm in pruned for other in pruned if arm[0] == pruned[0][0] != other[0]
                   if arm[1] == other[1]]  # fmt: skip
+        weights = resample(answers.tasks, resamples=resamples)
         known = any(row["right"] is not None for row in answers.rows[UNPRUNED])
         found[model] = {
-            "summary": summarise(answers, resamples=resamples),
-            "comparisons": [compare(answers, *pair, resamples=resamples) for pair in pairs] if known else [],
+            "summary": summarise(answers, weights),
+            "comparisons": [compare(answers, *pair, weights) for pair in pairs] if known else [],
             "timed": sum(bool(row["seconds"]) for row in answers.rows[UNPRUNED]),
             "resamples": resamples,
         }
@@ -111,6 +112,9 @@ def overview(found: dict[str, Any], *, columns: Sequence[str] | None = None) -> 
     note = HOW_SURE.format(resamples=found["resamples"])
     if found["timed"]:
         note += " " + HOW_TIMED.format(count=found["timed"])
+    draws = max(arm["draws"] for arm in summary)
+    if draws > 1:
+        note += f" Methods that draw are averaged over {draws} seeds."
     questions = f"{summary[0]['questions']:,} questions"
     return Table(questions, ("method", "keep", *(heading for heading, _ in filled)), rows, note)
 
@@ -199,6 +203,7 @@ def described(run: dict[str, Any]) -> str:
 def case_line(case: dict[str, Any]) -> str:
     """Return one worst case in a line."""
     right = f", right is {' or '.join(case['answers'])}" if case["answers"] else ""
+    right += "" if case["pictures"] else " (no picture: the model cuts images up)"
     return (
         f"{case['method']}, keep {keep(case['keep'])}, {case['task']} {case['id']}: “{case['question']}” "
         f"“{case['unpruned']}” became “{case['pruned']}”{right}"
