@@ -171,30 +171,31 @@ def grid_report(kept, rows=4, columns=4, frames=1):
 
 def test_a_region_is_kept_when_one_of_its_patches_is():
     quarter = Region(0, (0.5, 0.0, 1.0, 0.5))
-    assert kept_regions([quarter], [grid_report([0, 15])]) == {"regions": 1, "kept": 0}
-    assert kept_regions([quarter], [grid_report([7])]) == {"regions": 1, "kept": 1}
+    assert kept_regions([quarter], [grid_report([0, 15])], 1) == {"regions": 1, "kept": 0}
+    assert kept_regions([quarter], [grid_report([7])], 1) == {"regions": 1, "kept": 1}
     # Smaller than a patch and off its centre: the patch that holds it counts.
     speck = Region(0, (0.76, 0.76, 0.78, 0.78))
-    assert kept_regions([speck], [grid_report([15])]) == {"regions": 1, "kept": 1}
-    assert kept_regions([speck], [grid_report([10])]) == {"regions": 1, "kept": 0}
-    assert kept_regions([Region(0, (0.98, 0.98, 1.0, 1.0))], [grid_report([15])]) == {"regions": 1, "kept": 1}
-    assert kept_regions([], [grid_report([7])]) is None
+    assert kept_regions([speck], [grid_report([15])], 1) == {"regions": 1, "kept": 1}
+    assert kept_regions([speck], [grid_report([10])], 1) == {"regions": 1, "kept": 0}
+    assert kept_regions([Region(0, (0.98, 0.98, 1.0, 1.0))], [grid_report([15])], 1) == {"regions": 1, "kept": 1}
+    assert kept_regions([], [grid_report([7])], 1) is None
 
 
 def test_regions_of_several_images():
     regions = [Region(0, (0.0, 0.0, 0.2, 0.2)), Region(1, (0.0, 0.0, 0.2, 0.2))]
-    assert kept_regions(regions, [grid_report([5]), grid_report([0])]) == {"regions": 2, "kept": 1}
+    assert kept_regions(regions, [grid_report([5]), grid_report([0])], 2) == {"regions": 2, "kept": 1}
     # One budget for the whole prompt: images are told apart by their frames.
-    assert kept_regions(regions, [grid_report([16], frames=2)]) == {"regions": 2, "kept": 1}
+    assert kept_regions(regions, [grid_report([16], frames=2)], 2) == {"regions": 2, "kept": 1}
 
 
 def test_regions_of_tiled_images_are_not_looked_for():
+    assert kept_regions([Region(0, (0, 0, 1, 1))], [grid_report([0]), grid_report([0])], 1) is None
     report = grid_report([0])
     report.positions[8:, 1] = 1
-    assert kept_regions([Region(0, (0, 0, 1, 1))], [report]) is None
+    assert kept_regions([Region(0, (0, 0, 1, 1))], [report], 1) is None
 
 
 def test_a_class_token_shows_no_patch():
     report = grid_report([0])
     report.positions[0, 2:] = NEWLINE
-    assert kept_regions([Region(0, (0, 0, 1, 1))], [report]) == {"regions": 1, "kept": 0}
+    assert kept_regions([Region(0, (0, 0, 1, 1))], [report], 1) == {"regions": 1, "kept": 0}

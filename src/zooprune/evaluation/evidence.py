@@ -12,7 +12,7 @@ from zooprune.generation import ImageReport
 from zooprune.tokens import NEWLINE
 
 
-def kept_regions(regions: Sequence[Region], images: Sequence[ImageReport]) -> dict[str, int] | None:
+def kept_regions(regions: Sequence[Region], images: Sequence[ImageReport], shown: int) -> dict[str, int] | None:
     """Count the regions of which at least one visual token was kept.
 
     A token belongs to a region when the centre of its patch lies in the box; a box that holds no centre has the patch
@@ -23,12 +23,14 @@ def kept_regions(regions: Sequence[Region], images: Sequence[ImageReport]) -> di
     regions : sequence of Region
     images : sequence of ImageReport
         Of one prompt, in order.
+    shown : int
+        How many images the prompt has.
 
     Returns
     -------
     dict or None
-        The numbers of `regions` and of those `kept`; None without regions, or where the model cut an image into tiles,
-        whose places in the image only its family knows.
+        The numbers of `regions` and of those `kept`; None without regions, or where the model reads an image as
+        several, whose places in it only its family knows.
     """
     if not regions:
         return None
@@ -38,7 +40,7 @@ def kept_regions(regions: Sequence[Region], images: Sequence[ImageReport]) -> di
         for image in images
         for frame in image.positions[:, 0].unique().tolist()
     ]
-    if any(len(positions[:, 1].unique()) > 1 for positions, _ in grids):
+    if len(grids) != shown or any(len(positions[:, 1].unique()) > 1 for positions, _ in grids):
         return None
     return {"regions": len(regions), "kept": sum(_is_kept(region, *grids[region.image]) for region in regions)}
 

@@ -21,6 +21,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #191c24; max-width: 1180px; 
 h1, h2, h3 { line-height: 1.2; margin: 2rem 0 .6rem }
 table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e3e5ea; white-space: nowrap }
+th { white-space: normal; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left }
 .note { color: #5a6072; font-size: .85rem }
 figure { margin: 1rem 0 } figure img { max-width: 100%; border: 1px solid #e3e5ea }
@@ -106,6 +107,7 @@ def _plots(summary: list[dict[str, Any]]) -> Iterator[str]:
                 y=quality,
                 text=[keep(arm["keep"]) for arm in arms],
                 textposition="top center",
+                cliponaxis=False,
                 mode="markers+text",
                 **look,
             )

@@ -194,9 +194,10 @@ def described(run: dict[str, Any]) -> str:
     where, how = run["environment"], run["configuration"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     commit = f", commit {where['commit'][:12]}" if where["commit"] else ""
-    machine = where["gpu"] or f"{where['cpu']}, {where['threads']} of {where['cores']} cores"
+    machine = ", ".join(filter(None, (where["cpu"], f"{where['threads']} of {where['cores']} cores", where["gpu"])))
     return (
-        f"{where['date']}, {versions}{commit}, Python {where['python']}, on {machine}; {how['dtype']}, {how['device']}."
+        f"{where['date']}, {versions}{commit}, Python {where['python']}, on {machine}; dtype {how['dtype']}, "
+        f"device {how['device']}."
     )
 
 

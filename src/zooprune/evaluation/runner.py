@@ -170,7 +170,7 @@ class Subject:
                     "flops": prefill_flops(config, prompt),
                     "kv_bytes": kv_cache_bytes(config, prompt, self.model.dtype),
                     "seconds": {},
-                    "evidence": kept_regions(example.evidence, images),
+                    "evidence": kept_regions(example.evidence, images, len(example.images)),
                 }
             )
         return rows
