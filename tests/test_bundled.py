@@ -27,7 +27,7 @@ from zooprune.bundled.vocabulary import NAMES, plural, sign_pieces, vocabulary
 
 
 def reply(model, processor, image, question):
-    inputs = build_inputs(processor, image, question)
+    inputs = build_inputs(processor, [[image]], [question])
     output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -36,7 +36,7 @@ def test_it_is_llava_with_576_tokens(bundled):
     model, processor = bundled
     assert type(model).__name__ == "LlavaForConditionalGeneration"
     assert 5e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 10e6
-    inputs = build_inputs(processor, demo_scene()[0], "What is it?")
+    inputs = build_inputs(processor, [[demo_scene()[0]]], ["What is it?"])
     assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 576
     assert inputs["input_ids"][0, 0] == processor.tokenizer.bos_token_id
     assert int((inputs["input_ids"] == processor.tokenizer.bos_token_id).sum()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from zooprune.generation import ImageReport, Report, prune
+from zooprune.plan import Plan
 from zooprune.profiling import kv_cache_bytes, prefill_flops
 from zooprune.pruners import Pruner, get_pruner
 
@@ -60,7 +62,7 @@ def ask(
     processor: Any,
     image: Image.Image,
     question: str,
-    pruner: Pruner,
+    pruner: Pruner | Plan,
     *,
     max_new_tokens: int = 64,
 ) -> Comparison:
@@ -73,7 +75,7 @@ def ask(
     image : PIL.Image.Image
         RGB.
     question : str
-    pruner : Pruner
+    pruner : Pruner or Plan
     max_new_tokens : int
         Length of the answers at most.
 
@@ -81,8 +83,7 @@ def ask(
     -------
     Comparison
     """
-    inputs = build_inputs(processor, image, question).to(model.device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    inputs = build_inputs(processor, [[image]], [question]).to(model.device, model.dtype)
     everything = get_pruner("random", keep=1.0)
     # The first call pays for allocations that are none of the method's cost.
     with prune(model, pruner):
@@ -90,29 +91,51 @@ def ask(
     return Comparison(
         _answer(model, processor, inputs, everything, max_new_tokens),
         _answer(model, processor, inputs, pruner, max_new_tokens),
-        _seen(processor, inputs["pixel_values"], image),
+        seen_images(processor, inputs["pixel_values"], [image])[0],
     )
 
 
-def build_inputs(processor: Any, image: Image.Image, question: str) -> Any:
-    """Return the model's inputs for one question, with the processor's chat template or else LLaVA-1.5's prompt."""
+def build_inputs(processor: Any, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> Any:
+    """Return a model's inputs for a batch of questions.
+
+    Parameters
+    ----------
+    processor
+        Its chat template makes the prompts; one that has none gets LLaVA-1.5's.
+    images : sequence of sequences of PIL.Image.Image
+        One or several for each question, shown before it.
+    questions : sequence of str
+
+    Returns
+    -------
+    BatchFeature
+        Padded on the left.
+    """
+    texts = [_prompt(processor, len(shown), question) for shown, question in zip(images, questions, strict=True)]
+    return processor(
+        text=texts, images=[list(shown) for shown in images], return_tensors="pt", padding=True, padding_side="left"
+    )
+
+
+def _prompt(processor: Any, images: int, question: str) -> str:
     if processor.chat_template is None:
-        return processor(text=[f"USER: <image>\n{question} ASSISTANT:"], images=[image], return_tensors="pt")
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return processor(text=[text], images=[image], return_tensors="pt")
+        return "USER: " + "<image>\n" * images + f"{question} ASSISTANT:"
+    content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+    text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return text
 
 
-def _seen(processor: Any, pixels: Tensor, image: Image.Image) -> Image.Image:
-    """Undo the processor's normalisation where it made one picture of the image, (1, 3, H, W)."""
-    if pixels.ndim != 4 or len(pixels) != 1:
-        return image
+def seen_images(processor: Any, pixels: Tensor, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Undo the processor's normalisation where it made one picture of each image, (images, 3, H, W)."""
+    if pixels.ndim != 4 or len(pixels) != len(images):
+        return list(images)
     mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
-    colours = pixels[0].float().cpu() * std.view(3, 1, 1) + mean.view(3, 1, 1)
-    return Image.fromarray((colours * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+    colours = pixels.float().cpu() * std.view(3, 1, 1) + mean.view(3, 1, 1)
+    bytes_ = (colours * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(one) for one in bytes_]
 
 
-def _answer(model: Any, processor: Any, inputs: Any, pruner: Pruner, max_new_tokens: int) -> Answer:
+def _answer(model: Any, processor: Any, inputs: Any, pruner: Pruner | Plan, max_new_tokens: int) -> Answer:
     with torch.no_grad(), prune(model, pruner) as session:
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     report: Report = session.reports[-1]

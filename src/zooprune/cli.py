@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
     from zooprune.asking import Answer, Comparison
+    from zooprune.evaluation.report import Table as Figures
+    from zooprune.evaluation.runner import Setting
+    from zooprune.plan import Plan
 
 app = typer.Typer(
     help="Make vision-language models fast by dropping the visual tokens they do not need.",
@@ -31,8 +35,11 @@ def ask(
     image: Annotated[Path | None, typer.Argument(help="Image file; a bundled scene when left out.")] = None,
     question: Annotated[str | None, typer.Argument(help="What to ask about it.")] = None,
     model: Annotated[str, typer.Option(help="'bundled', a folder with a checkpoint, or a hub id.")] = "bundled",
-    method: Annotated[str, typer.Option(help="How to choose tokens; see 'zooprune methods'.")] = "zoo",
-    keep: Annotated[str, typer.Option(help="Visual tokens to keep: a number, or a share such as 0.25.")] = "64",
+    method: Annotated[str | None, typer.Option(help="How to choose tokens: zoo, or see 'zooprune methods'.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Visual tokens to keep: 64, another number, or a share such as 0.25.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="Prune as 'zooprune calibrate' found, instead of the two.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write a picture of what was kept to this PNG file.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -45,8 +52,8 @@ def ask(
     if image is not None and question is None:
         raise ValueError('give a question after the image, such as "Is there a dog?"')
     if save is not None:
-        _check_writable(save)
-    budget = _parse_keep(keep)
+        _check_writable(save, "--save")
+    budget = _parse_keep(keep or "64")
 
     # Everything that can be refused without them is refused before the heavy imports.
     from zooprune.images import load_image
@@ -62,7 +69,13 @@ def ask(
         from zooprune.asking import ask as ask_model
         from zooprune.loading import load_model
         from zooprune.pruners import get_pruner
-    pruner = get_pruner(method, keep=budget)
+    pruner: Any
+    if plan is None:
+        method = method or "zoo"
+        pruner = get_pruner(method, keep=budget)
+    else:
+        pruner = _load_plan(plan, [model], method, keep)
+        method = pruner.method
     _quiet_libraries()
     with _waiting(f"loading {model}", quiet=as_json):
         loaded, processor = load_model(model, dtype=dtype, device=device)
@@ -133,6 +146,135 @@ def models(
     _out.print(table)
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[list[str] | None, typer.Option(help="'bundled', a folder or a hub id; may be repeated.")] = None,
+    data: Annotated[
+        str, typer.Option(help="'bundled', a .jsonl or .parquet file, a folder or a data set.")
+    ] = "bundled",
+    question: Annotated[str | None, typer.Option(help="What to ask about the images of a folder.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this kind of question; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="May be repeated; zoo and random when left out.")] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Visual tokens to keep, or a share; may be repeated; 192 and 64.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="For methods that draw; may be repeated; 0.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Evaluate what 'zooprune calibrate' found.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    timed: Annotated[int, typer.Option(min=0, help="Questions that are timed, one by one.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply at most.")] = 64,
+    out: Annotated[Path, typer.Option(help="Folder of the run; one that was broken off goes on.")] = Path("runs/eval"),
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure how many answers survive pruning, by method and budget, and what it costs and saves."""
+    names = list(dict.fromkeys(model or ["bundled"]))
+    budgets = [_parse_keep(one) for one in keep or ("192", "64")]
+    with _waiting("loading torch and transformers", quiet=as_json):
+        from zooprune.evaluation import runner
+        from zooprune.evaluation.examples import load_examples
+        from zooprune.evaluation.publish import draw_cases, publish
+        from zooprune.loading import load_model
+    _quiet_libraries()
+    if plan is None:
+        settings = runner.grid(method or ("zoo", "random"), budgets, seed or (0,))
+    else:
+        settings = [runner.Setting(), _as_setting(_load_plan(plan, names, method, keep, seed))]
+    with _waiting(f"loading {data}", quiet=as_json):
+        examples = load_examples(data, question=question, tasks=task, limit=limit)
+    configuration = {
+        "model": names,
+        "data": data,
+        "questions": runner.fingerprint(examples),
+        "settings": [[*one.key] for one in settings],
+        "batch": batch,
+        "timed": timed,
+        "max-new-tokens": max_new_tokens,
+        "dtype": dtype,
+        "device": device,
+    }
+    results = runner.Results(out, configuration)
+    cases = {}
+    with _progress() as progress:
+        bar = progress.add_task("asking", total=len(names) * len(examples) * len(settings), completed=len(results.rows))
+        for name in names:
+            subject = runner.Subject(name, *load_model(name, dtype=dtype, device=device), max_new_tokens)
+            runner.evaluate(
+                subject, examples, settings, results,
+                batch=batch, timed=timed, progress=lambda rows: progress.advance(bar, rows),
+            )  # fmt: skip
+            cases[name] = draw_cases(subject, examples, settings, results)
+    found, paths = publish(results, cases)
+    if as_json:
+        print(json.dumps({"run": str(out), "models": found, "cases": cases}))
+        return
+    from zooprune.evaluation.report import BRIEF, overview
+
+    for name in names:
+        _print_figures(overview(found[name], columns=BRIEF), f"{name} on {data}")
+    _out.print(f"written: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def calibrate(
+    data: Annotated[str, typer.Option(help="A .jsonl or .parquet file, a folder, a data set, or 'bundled'.")],
+    model: Annotated[str, typer.Option(help="'bundled', a folder with a checkpoint, or a hub id.")] = "bundled",
+    question: Annotated[str | None, typer.Option(help="What to ask about the images of a folder.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this kind of question; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
+    keep_quality: Annotated[float, typer.Option(help="The share of answers that must stay.")] = 0.99,
+    method: Annotated[list[str] | None, typer.Option(help="May be repeated; zoo when left out.")] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Candidate budgets; may be repeated; shares from 0.75 to 0.028.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply at most.")] = 64,
+    out: Annotated[Path, typer.Option(help="File to write the plan to.")] = Path("plan.json"),
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Find the smallest budget that keeps a model's answers on your questions, with 95 % confidence."""
+    _check_writable(out, "--out")
+    budgets = [_parse_keep(one) for one in keep or ()]
+    with _waiting("loading torch and transformers", quiet=as_json):
+        from zooprune.evaluation.calibrate import SHARES
+        from zooprune.evaluation.calibrate import calibrate as find_plan
+        from zooprune.evaluation.examples import load_examples
+        from zooprune.evaluation.runner import Subject
+        from zooprune.loading import load_model
+    _quiet_libraries()
+    with _waiting(f"loading {data}", quiet=as_json):
+        examples = load_examples(data, question=question, tasks=task, limit=limit)
+    with _waiting(f"loading {model}", quiet=as_json):
+        subject = Subject(model, *load_model(model, dtype=dtype, device=device), max_new_tokens)
+    with _progress() as progress:
+        bar = progress.add_task("asking", total=len(examples))
+        plan, candidates = find_plan(
+            subject, examples, method or ["zoo"], budgets or SHARES,
+            quality=keep_quality, batch=batch, progress=lambda asked: progress.advance(bar, asked),
+        )  # fmt: skip
+    plan.save(out)
+    if as_json:
+        print(json.dumps({"plan": vars(plan), "out": str(out)}))
+        return
+    assert plan.certified is not None
+    table = Table(
+        "method", "keep", "asked", "kept", "certified", title=f"{plan.certified['measure']}, {model} on {data}"
+    )
+    for one in candidates:
+        shown = (one.setting.method, one.setting.keep, one.trials, one.successes, "" if one.dropped else "yes")
+        table.add_row(*map(str, shown))
+    _out.print(table)
+    _out.print(
+        f"{out}: {plan.method} with keep={plan.keep} keeps at least {plan.certified['lower_bound']:.1%} of the answers",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def main() -> None:
     """Run the command line; bad input is one sentence and exit code 2."""
     try:
@@ -154,13 +296,48 @@ def _parse_keep(text: str) -> int | float:
     return Budget(value).keep
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(path: Path, option: str) -> None:
     if path.is_dir():
-        raise ValueError(f"--save {path} is a folder; give a file name")
+        raise ValueError(f"{option} {path} is a folder; give a file name")
     if not path.parent.is_dir():
-        raise ValueError(f"--save: the folder {path.parent} does not exist; create it first")
+        raise ValueError(f"{option}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--save: no permission to write in {path.parent}; choose another folder")
+        raise ValueError(f"{option}: no permission to write in {path.parent}; choose another folder")
+
+
+def _load_plan(path: Path, models: list[str], *others: object) -> Plan:
+    from zooprune.plan import Plan
+
+    if any(other is not None for other in others):
+        raise ValueError("--plan says how to prune; leave out --method, --keep and --seed")
+    plan = Plan.load(path)
+    if models != [plan.model]:
+        raise ValueError(f"{path} was made for {plan.model}; give --model {plan.model}, or calibrate the other one too")
+    return plan
+
+
+def _as_setting(plan: Plan) -> Setting:
+    from zooprune.evaluation.runner import Setting
+
+    return Setting(plan.method, plan.keep, None, plan.options, plan.positions, plan.scope, plan.newlines)
+
+
+def _progress() -> Any:
+    """Show how far it is and how long it takes yet, on standard error, unless nobody watches."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def _print_figures(figures: Figures, title: str) -> None:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{title}: {figures.title}", title_justify="left")
+    for number, heading in enumerate(figures.header):
+        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=heading in ("method", "95 %"))
+    for row in figures.rows:
+        table.add_row(*row)
+    _out.print(table)
+    _out.print(figures.note, style="dim")
 
 
 def _quiet_libraries() -> None:

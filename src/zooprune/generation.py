@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from packaging.version import Version
@@ -18,16 +18,16 @@ from transformers.utils import ModelOutput
 from zooprune.budgeting import Newlines, Scope, spend
 from zooprune.callbacks import FirstToken, WholeCriterion, WholeProcessor, WholePrompt, WholeStreamer
 from zooprune.compaction import Prompt, check_prompt, compact
+from zooprune.encoding import encode
 from zooprune.families import Modality, Visual, find_family
-from zooprune.families.base import joined_visuals
+from zooprune.families.base import Positions, joined_visuals
+from zooprune.plan import Plan
 from zooprune.profiling import Timings, recording, stage
 from zooprune.pruners import Pruner, get_pruner
 from zooprune.tokens import Selection
 
 #: The first transformers whose models take encoded images (`mm_encoder_outputs`).
 OLDEST_TRANSFORMERS = "5.18.0"
-
-Positions = Literal["auto", "contiguous", "original"]
 
 _REFUSED = {
     "inputs_embeds": "the image placeholders cannot be found in embeddings; pass input_ids",
@@ -41,7 +41,7 @@ _REFUSED = {
 
 def prune(
     model: PreTrainedModel,
-    pruner: Pruner | str,
+    pruner: Pruner | str | Plan,
     *,
     positions: Positions = "auto",
     scope: Scope = "image",
@@ -59,8 +59,9 @@ def prune(
     ----------
     model : PreTrainedModel
         A vision-language model of transformers. Only the attribute `generate` of this one instance is shadowed.
-    pruner : Pruner or str
-        A configured method, or the name of one with its options: ``prune(model, "zoo", keep=64)``.
+    pruner : Pruner, str or Plan
+        A configured method, the name of one with its options: ``prune(model, "zoo", keep=64)``, or what
+        ``zooprune calibrate`` found: ``prune(model, Plan.load("plan.json"))``. A plan sets all that follows.
     positions : {"auto", "contiguous", "original"}
         Whether kept tokens are numbered anew or keep their positions. "auto" is what suits the model family.
     scope : {"image", "tile", "prompt"}
@@ -155,7 +156,7 @@ class Session:
     def __init__(
         self,
         model: PreTrainedModel,
-        pruner: Pruner | str,
+        pruner: Pruner | str | Plan,
         *,
         positions: Positions = "auto",
         scope: Scope = "image",
@@ -163,12 +164,16 @@ class Session:
         **options: Any,
     ) -> None:
         _check_transformers()
+        if isinstance(pruner, Plan):
+            if options or (positions, scope, newlines) != ("auto", "image", "drop"):
+                raise TypeError("a plan says all about how to prune; leave out the other arguments or change the plan")
+            positions, scope, newlines, pruner = pruner.positions, pruner.scope, pruner.newlines, pruner.pruner()
         if isinstance(pruner, str):
             pruner = get_pruner(pruner, **options)
         elif options:
             raise TypeError(f"{', '.join(options)}: set these on the pruner itself")
         if not isinstance(pruner, Pruner):
-            raise TypeError(f"expected a Pruner or the name of one, got {type(pruner).__name__}")
+            raise TypeError(f"expected a Pruner, the name of one or a Plan, got {type(pruner).__name__}")
         policies = (("positions", positions, Positions), ("scope", scope, Scope), ("newlines", newlines, Newlines))
         for name, value, allowed in policies:
             if value not in get_args(allowed):
@@ -319,7 +324,7 @@ class Session:
         with torch.no_grad(), recording(timings):
             for modality in present:
                 with stage("encode", ids.device):
-                    encoded = self._family.encode(self.model, modality, inputs)
+                    encoded = encode(self._family, self.model, modality, inputs)
                 mine = self._family.slots(self.model, modality, ids)
                 kept = []
                 for row, visual in self._groups(modality, encoded.visuals, mine):

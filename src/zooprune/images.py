@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import warnings
 from pathlib import Path
@@ -47,24 +48,41 @@ def load_image(path: str | Path) -> Image.Image:
     if not stat.S_ISREG(mode):
         # A pipe would block, and a device never end.
         raise ValueError(f"{path} is not a regular file; save the image to one first")
+    return _decode(path, str(path))
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Read the first frame of an image file that is in memory, as `load_image` does.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+    name : str
+        What to call it when it cannot be read.
+    """
+    return _decode(io.BytesIO(data), name)
+
+
+def _decode(source: Path | io.BytesIO, name: str) -> Image.Image:
     Image.init()
     try:
         with warnings.catch_warnings():
             # Pillow warns of large images by itself; the check below speaks for it.
             warnings.simplefilter("ignore")
-            opened = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+            opened = Image.open(source, formats=[form for form in FORMATS if form in Image.OPEN])
         with opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(
-                    f"{path} has {opened.width} x {opened.height} pixels, more than {MAX_PIXELS:,}; scale it down first"
+                    f"{name} has {opened.width} x {opened.height} pixels, more than {MAX_PIXELS:,}; scale it down first"
                 )
             opened.load()
             return to_rgb(opened)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         what = "is too large" if isinstance(error, Image.DecompressionBombError) else "is not an image Pillow can read"
-        raise ValueError(f"{path} {what}; convert it to PNG or JPEG at a moderate size") from None
+        raise ValueError(f"{name} {what}; convert it to PNG or JPEG at a moderate size") from None
     except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read, the file may be cut short ({error}); save it anew") from None
+        raise ValueError(f"{name} cannot be read, the file may be cut short ({error}); save it anew") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -17,6 +17,8 @@ from transformers.utils import ModelOutput
 from zooprune.tokens import VisualTokens
 
 PositionPolicy = Literal["contiguous", "original"]
+#: What a caller may ask for; "auto" is the family's own policy.
+Positions = Literal["auto", "contiguous", "original"]
 Modality = Literal["image", "video"]
 
 

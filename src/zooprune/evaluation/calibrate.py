@@ -1,0 +1,236 @@
+"""Find the smallest budget that keeps a model's answers, with a guarantee.
+
+Quality is a probability: that a pruned reply equals the unpruned one or, where the right answers are known, that a
+question which the unpruned model has right stays right. (Questions that become right by pruning do not count.) A
+setting is certified when the Clopper-Pearson lower bound of its quality reaches the target.
+
+Several settings are tested on the same questions, and the chance that any of them is certified wrongly is held all the
+same: a method's budgets are tested from the largest down until the first fails (fixed-sequence testing, which costs
+nothing), and several methods share the allowed error between them (Bonferroni). Questions come in rounds that double.
+After each, settings that could not be certified any more if all the rest went well are dropped; as these would have
+failed at the end, looking early changes no outcome.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+try:
+    from scipy.special import betaincinv
+except ImportError:
+    raise ImportError("scipy is needed to calibrate; run: pip install 'zooprune[data]'") from None
+
+from zooprune.encoding import remembering_encodings
+from zooprune.evaluation.examples import Example
+from zooprune.evaluation.metrics import normalise
+from zooprune.evaluation.runner import Setting, Subject, fingerprint
+from zooprune.plan import Plan
+
+#: Candidate shares of the visual tokens, from easy to hard.
+SHARES = (0.75, 0.5, 0.33, 0.25, 0.17, 0.11, 0.08, 0.055, 0.028)
+FIRST_ROUND = 16
+
+Measure = Literal["agreement", "right answers kept"]
+#: Asks the questions from one number up to another: (settings, first, last) -> successes and trials of each setting.
+Ask = Callable[[Sequence[Setting], int, int], Sequence[tuple[int, int]]]
+
+
+@dataclass
+class Candidate:
+    """A setting on trial.
+
+    Parameters
+    ----------
+    setting : Setting
+    successes, trials : int
+        So far.
+    dropped : bool
+        Whether it, or a larger budget of its method, cannot be certified any more.
+    """
+
+    setting: Setting
+    successes: int = 0
+    trials: int = 0
+    dropped: bool = False
+
+    def lower_bound(self, confidence: float, ahead: int = 0) -> float:
+        """Return what its quality surely is, or would be if `ahead` more questions went well."""
+        return lower_bound(self.successes + ahead, self.trials + ahead, confidence)
+
+
+def lower_bound(successes: int, trials: int, confidence: float) -> float:
+    """Return the one-sided Clopper-Pearson lower bound of a probability."""
+    return 0.0 if successes == 0 else float(betaincinv(successes, trials - successes + 1, 1 - confidence))
+
+
+def questions_needed(quality: float, confidence: float) -> int:
+    """Return how many questions it takes to certify a quality when every one goes well."""
+    return math.ceil(math.log(1 - confidence) / math.log(quality))
+
+
+def search(
+    methods: Sequence[Sequence[Setting]], ask: Ask, questions: int, *, quality: float, confidence: float
+) -> list[Candidate]:
+    """Try all settings on as few questions as it takes to see which can be certified.
+
+    Parameters
+    ----------
+    methods : sequence of sequences of Setting
+        Of each method, its budgets from the largest to the smallest.
+    ask : callable
+        Counts successes and trials.
+    questions : int
+        How many there are.
+    quality, confidence : float
+        Both in (0, 1).
+
+    Returns
+    -------
+    list of Candidate
+        All of them; those not dropped are certified, together and with `confidence`.
+    """
+    each = 1 - (1 - confidence) / len(methods)
+    chains = [[Candidate(setting) for setting in settings] for settings in methods]
+    everyone = [candidate for chain in chains for candidate in chain]
+    first, last = 0, min(FIRST_ROUND, questions)
+    while first < last:
+        open_ = [candidate for candidate in everyone if not candidate.dropped]
+        counts = ask([candidate.setting for candidate in open_], first, last)
+        for candidate, (successes, trials) in zip(open_, counts, strict=True):
+            candidate.successes += successes
+            candidate.trials += trials
+        for chain in chains:
+            failed = False
+            for candidate in chain:
+                failed = failed or candidate.dropped or candidate.lower_bound(each, questions - last) < quality
+                candidate.dropped = failed
+        if all(candidate.dropped for candidate in everyone):
+            break
+        first, last = last, min(2 * last, questions)
+    return everyone
+
+
+def calibrate(
+    subject: Subject,
+    examples: Sequence[Example],
+    methods: Sequence[str],
+    keeps: Sequence[int | float] = SHARES,
+    *,
+    quality: float = 0.99,
+    confidence: float = 0.95,
+    batch: int = 8,
+    progress: Callable[[int], None] = lambda questions: None,
+) -> tuple[Plan, list[Candidate]]:
+    """Find the method and the smallest budget whose answers are as good as the unpruned model's.
+
+    Parameters
+    ----------
+    subject : Subject
+    examples : sequence of Example
+        The more, the nearer to the target a quality may lie and still be certified. Where all have answers, these are
+        what counts; otherwise agreement with the unpruned model does.
+    methods : sequence of str
+    keeps : sequence of int, or of float
+        Candidate budgets.
+    quality : float
+        The least share of answers to keep, in (0, 1).
+    confidence : float
+        With which it is kept, whichever settings are certified.
+    batch : int
+        Questions at a time.
+    progress : callable
+        Told how many questions were asked more.
+
+    Returns
+    -------
+    plan : Plan
+        Of the certified settings the one with the smallest budget, then with the most successes.
+    candidates : list of Candidate
+        All that were tried.
+
+    Raises
+    ------
+    ValueError
+        If the questions are too few, the arguments are not valid, or nothing can be certified.
+    """
+    for name, value in (("quality", quality), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name}={value} is not between 0 and 1; give a share such as 0.99")
+    if not methods or not keeps or len({type(keep) for keep in keeps}) != 1:
+        raise ValueError("give at least one method and budgets that are all numbers of tokens or all shares")
+    methods = list(dict.fromkeys(methods))
+    needed = questions_needed(quality, 1 - (1 - confidence) / len(methods))
+    if len(examples) < needed:
+        raise ValueError(_too_few(quality, confidence, len(methods), needed, f"there are {len(examples)}"))
+    chains = [[Setting(method, keep) for keep in sorted(set(keeps), reverse=True)] for method in methods]
+    measure: Measure = "right answers kept" if all(example.answers for example in examples) else "agreement"
+
+    def ask(settings: Sequence[Setting], first: int, last: int) -> list[tuple[int, int]]:
+        counts = [(0, 0)] * len(settings)
+        for start in range(first, last, batch):
+            mine = examples[start : min(start + batch, last)]
+            counts = [
+                (old[0] + new[0], old[1] + new[1])
+                for old, new in zip(counts, _compared(subject, mine, settings, measure), strict=True)
+            ]
+            progress(len(mine))
+        return counts
+
+    candidates = search(chains, ask, len(examples), quality=quality, confidence=confidence)
+    certified = [candidate for candidate in candidates if not candidate.dropped]
+    if not certified:
+        best = candidates[0]
+        if best.trials == best.successes:
+            raise ValueError(
+                _too_few(quality, confidence, len(methods), needed, "the unpruned model has too few of them right")
+            )
+        raise ValueError(
+            f"nothing keeps {quality:.1%} of the answers for sure: {best.setting.method} with keep={best.setting.keep} "
+            f"kept {best.successes} of {best.trials}; lower --keep-quality or add larger budgets with --keep"
+        )
+    best = min(certified, key=lambda candidate: (candidate.setting.keep, -candidate.successes))
+    assert best.setting.keep is not None
+    plan = Plan(
+        subject.name,
+        best.setting.method,
+        best.setting.keep,
+        certified={
+            "quality": quality,
+            "confidence": confidence,
+            "measure": measure,
+            "successes": best.successes,
+            "trials": best.trials,
+            "lower_bound": best.lower_bound(1 - (1 - confidence) / len(methods)),
+            "methods_tried": methods,
+            "questions": fingerprint(examples),
+        },
+    )
+    return plan, candidates
+
+
+def _compared(
+    subject: Subject, examples: Sequence[Example], settings: Sequence[Setting], measure: Measure
+) -> list[tuple[int, int]]:
+    inputs = subject.prepare(examples)
+    counts = []
+    with remembering_encodings():
+        full = subject.ask(examples, inputs, Setting())
+        for setting in settings:
+            pairs = list(zip(full, subject.ask(examples, inputs, setting), strict=True))
+            if measure == "agreement":
+                good = [normalise(before["reply"]) == normalise(after["reply"]) for before, after in pairs]
+            else:
+                good = [after["right"] for before, after in pairs if before["right"]]
+            counts.append((sum(good), len(good)))
+    return counts
+
+
+def _too_few(quality: float, confidence: float, methods: int, needed: int, there: str) -> str:
+    among = f" among {methods} methods" if methods > 1 else ""
+    return (
+        f"to certify {quality:g} with {confidence:.0%} confidence{among} takes at least {needed} questions that all go "
+        f"well, and {there}; give more questions or lower --keep-quality"
+    )

@@ -1,0 +1,109 @@
+"""The questions that pruning costs, and pictures of what was kept of their images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from zooprune.asking import seen_images
+from zooprune.evaluation.examples import Example
+from zooprune.evaluation.metrics import normalise
+from zooprune.evaluation.runner import UNPRUNED, Row, Setting, Subject
+from zooprune.generation import ImageReport
+from zooprune.picture import draw_kept
+
+#: How many are shown of each method.
+PER_METHOD = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question that the unpruned model has right and a method has wrong."""
+
+    example: Example
+    setting: Setting
+    before: str
+    after: str
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a report says of it."""
+        return {
+            "method": self.setting.label,
+            "keep": self.setting.keep,
+            "seed": self.setting.seed,
+            "id": self.example.id,
+            "task": self.example.task,
+            "question": self.example.question,
+            "answers": list(self.example.answers),
+            "unpruned": self.before,
+            "pruned": self.after,
+        }
+
+
+def worst_cases(rows: Iterable[Row], examples: Sequence[Example], settings: Sequence[Setting]) -> list[Case]:
+    """Return the worst cases of each method: those it loses even with its largest budgets.
+
+    Where the answer is not known, a question counts as lost when the reply changes.
+
+    Parameters
+    ----------
+    rows : iterable of dict
+        Of one model.
+    examples : sequence of Example
+    settings : sequence of Setting
+        Those that the rows are of.
+    """
+    by_id = {example.id: example for example in examples}
+    replies = {(row["method"], row["keep"], row["seed"], row["id"]): row for row in rows}
+    full = {row["id"]: row for key, row in replies.items() if key[0] == UNPRUNED}
+    cases: list[Case] = []
+    for method in dict.fromkeys(setting.label for setting in settings if setting.method != UNPRUNED):
+        # Shares and numbers of tokens do not compare; what was kept does.
+        lost = [
+            (replies[(*setting.key, one)]["kept_tokens"], setting, one)
+            for setting in settings
+            for one in full
+            if setting.label == method
+            and (*setting.key, one) in replies
+            and _is_lost(full[one], replies[(*setting.key, one)])
+        ]
+        taken: set[str] = set()
+        for _, setting, one in sorted(lost, key=lambda found: -found[0]):
+            if one not in taken and len(taken) < PER_METHOD:
+                taken.add(one)
+                after = replies[(*setting.key, one)]["reply"]
+                cases.append(Case(by_id[one], setting, full[one]["reply"], after))
+    return cases
+
+
+def _is_lost(before: Row, after: Row) -> bool:
+    if before["right"] is None:
+        return normalise(before["reply"]) != normalise(after["reply"])
+    return bool(before["right"] and not after["right"])
+
+
+def draw_case(subject: Subject, case: Case) -> list[Image.Image]:
+    """Return one picture for each image of the question.
+
+    Raises
+    ------
+    ValueError
+        If the model reads an image as several tiles.
+    """
+    inputs = subject.prepare([case.example])
+    _, report, _ = subject.generate(inputs, case.setting)
+    images = [load() for load in case.example.images]
+    groups: list[Sequence[ImageReport]] = [report.images]
+    if len(report.images) == len(images):
+        groups = [[one] for one in report.images]
+    caption = (
+        f"{case.example.question}\nall tokens: {case.before}\n"
+        f"{case.setting.label}, keep {case.setting.keep}: {case.after}"
+    )
+    seen = seen_images(subject.processor, inputs["pixel_values"], images)
+    label = "sensitivity" if case.setting.method in ("zoo", "sensitivity") else "score"
+    return [draw_kept(image, group, caption, scores_label=label) for image, group in zip(seen, groups, strict=False)]

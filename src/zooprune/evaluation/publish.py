@@ -1,0 +1,74 @@
+"""Write what a run found into its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zooprune.evaluation.cases import draw_case, worst_cases
+from zooprune.evaluation.examples import Example
+from zooprune.evaluation.page import page
+from zooprune.evaluation.report import digest, markdown
+from zooprune.evaluation.runner import Results, Setting, Subject, write_text
+
+#: The folder of the pictures, inside that of the run.
+PICTURES = "cases"
+
+
+def draw_cases(
+    subject: Subject, examples: Sequence[Example], settings: Sequence[Setting], results: Results
+) -> list[dict[str, Any]]:
+    """Find the worst cases of a model, and draw them as JPEG files.
+
+    Returns
+    -------
+    list of dict
+        What `Case.told` says, and the paths of the `pictures` inside the run's folder: none where the model cuts an
+        image into tiles, which cannot be drawn.
+    """
+    rows = [row for row in results.rows if row["model"] == subject.name]
+    folder = results.folder / PICTURES
+    folder.mkdir(exist_ok=True)
+    drawn = []
+    for number, case in enumerate(worst_cases(rows, examples, settings)):
+        try:
+            pictures = draw_case(subject, case)
+        except ValueError:
+            pictures = []
+        paths = []
+        for place, picture in enumerate(pictures):
+            path = folder / f"{_slug(subject.name)}-{number:02}-{place}.jpg"
+            temporary = path.with_suffix(".tmp")
+            picture.save(temporary, "JPEG", quality=85)
+            temporary.replace(path)
+            paths.append(path.relative_to(results.folder).as_posix())
+        drawn.append(case.told | {"pictures": paths})
+    return drawn
+
+
+def publish(results: Results, cases: dict[str, list[dict[str, Any]]]) -> tuple[dict[str, dict[str, Any]], list[Path]]:
+    """Write report.md and report.html.
+
+    Parameters
+    ----------
+    results : Results
+    cases : dict
+        By model, what `draw_cases` returned.
+
+    Returns
+    -------
+    found : dict
+        See `zooprune.evaluation.report.digest`.
+    paths : list of Path
+        What was written.
+    """
+    found = digest(results.rows)
+    paths = [results.folder / "report.md", results.folder / "report.html"]
+    write_text(paths[0], markdown(results.description, found, cases))
+    write_text(paths[1], page(results.description, found, cases, results.folder))
+    return found, paths
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")

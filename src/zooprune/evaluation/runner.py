@@ -1,0 +1,370 @@
+"""Ask a model every question with every method and budget, and write down each reply as it comes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from zooprune.asking import build_inputs
+from zooprune.encoding import remembering_encodings
+from zooprune.evaluation.environment import describe
+from zooprune.evaluation.evidence import kept_regions
+from zooprune.evaluation.examples import Example
+from zooprune.evaluation.metrics import is_right
+from zooprune.generation import Newlines, Positions, Report, Scope, prune
+from zooprune.profiling import kv_cache_bytes, prefill_flops
+from zooprune.pruners import Pruner, get_pruner, pruner_class
+from zooprune.tokens import Selection, VisualTokens
+
+#: The method of the model as it is.
+UNPRUNED = "none"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _KeepAll(Pruner):
+    """Every token, by the way that pruned ones go, so that the same clock stops the unpruned model."""
+
+    name: ClassVar[str] = UNPRUNED
+    source: ClassVar[str] = "the model as it is"
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Return all tokens, without a score."""
+        return Selection(torch.arange(len(tokens), device=tokens.features.device), len(tokens))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way of pruning.
+
+    Parameters
+    ----------
+    method : str
+        A name of `zooprune.list_pruners`, or "none".
+    keep : int or float, optional
+        Tokens per image or a share of them; None with "none".
+    seed : int, optional
+        For methods that draw.
+    options : dict
+        Further fields of the method.
+    positions, scope, newlines : str
+        As `zooprune.prune` takes them.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the method does not exist or does not take these values.
+    """
+
+    method: str = UNPRUNED
+    keep: int | float | None = None
+    seed: int | None = None
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    positions: Positions = "auto"
+    scope: Scope = "image"
+    newlines: Newlines = "drop"
+
+    def __post_init__(self) -> None:
+        self.pruner()
+
+    def pruner(self) -> Pruner:
+        """Return the configured method."""
+        if self.method == UNPRUNED:
+            return _KeepAll(keep=1.0)
+        seed = {} if self.seed is None else {"seed": self.seed}
+        if self.keep is None:
+            raise ValueError(f"{self.method} needs a budget; give keep")
+        return get_pruner(self.method, keep=self.keep, **self.options, **seed)
+
+    @property
+    def label(self) -> str:
+        """The method's name, with whatever of it is not as usual."""
+        policies = {name: getattr(self, name) for name in ("positions", "scope", "newlines")}
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        unusual = self.options | {name: value for name, value in policies.items() if value != usual[name]}
+        return self.method + (f"({', '.join(f'{name}={value}' for name, value in unusual.items())})" if unusual else "")
+
+    @property
+    def key(self) -> tuple[str, int | float | None, int | None]:
+        """What tells its rows from others'."""
+        return self.label, self.keep, self.seed
+
+
+def draws(method: str, **options: Any) -> bool:
+    """Return whether a method's choice depends on its seed."""
+    if "seed" not in {f.name for f in dataclasses.fields(pruner_class(method))}:
+        return False
+    return getattr(get_pruner(method, **options), "estimator", None) not in ("auto", "closed_form")
+
+
+def grid(methods: Iterable[str], keeps: Sequence[int | float], seeds: Sequence[int] = (0,)) -> list[Setting]:
+    """Return the unpruned model and every method with every budget; seeds only for methods that draw."""
+    settings = [Setting()]
+    for method in dict.fromkeys(methods):
+        if method != UNPRUNED:
+            mine = tuple(dict.fromkeys(seeds)) if draws(method) else (None,)
+            settings += [Setting(method, keep, seed) for keep in dict.fromkeys(keeps) for seed in mine]
+    return settings
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is evaluated.
+
+    Parameters
+    ----------
+    name : str
+        What its rows call it.
+    model, processor
+        A supported vision-language model and what prepares its inputs.
+    max_new_tokens : int
+        Length of a reply at most.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    max_new_tokens: int = 64
+
+    def prepare(self, examples: Sequence[Example]) -> Any:
+        """Return the model's inputs for a batch."""
+        images = [[load() for load in example.images] for example in examples]
+        inputs = build_inputs(self.processor, images, [example.question for example in examples])
+        return inputs.to(self.model.device, self.model.dtype)
+
+    def ask(self, examples: Sequence[Example], inputs: Any, setting: Setting) -> list[Row]:
+        """Return one row per question."""
+        replies, report, _ = self.generate(inputs, setting)
+        config = self.model.config.get_text_config()
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        rows = []
+        for number, (example, reply, length) in enumerate(zip(examples, replies, lengths, strict=True)):
+            images = [image for image in report.images if image.row == number]
+            total = sum(image.selection.total + image.separators[1] for image in images)
+            kept = sum(len(image.selection) + image.separators[0] for image in images)
+            prompt = length - (total - kept)
+            rows.append(
+                {
+                    "model": self.name,
+                    "method": setting.label,
+                    "keep": setting.keep,
+                    "seed": setting.seed,
+                    "id": example.id,
+                    "task": example.task,
+                    "reply": reply,
+                    "answers": list(example.answers),
+                    "right": is_right(reply, example.answers) if example.answers else None,
+                    "visual_tokens": total,
+                    "kept_tokens": kept,
+                    "prompt_tokens": prompt,
+                    "flops": prefill_flops(config, prompt),
+                    "kv_bytes": kv_cache_bytes(config, prompt, self.model.dtype),
+                    "seconds": {},
+                    "evidence": kept_regions(example.evidence, images, len(example.images)),
+                }
+            )
+        return rows
+
+    def time(self, example: Example, settings: Sequence[Setting]) -> list[dict[str, float]]:
+        """Return the seconds per stage and in total of one question by itself, its image encoded every time."""
+        inputs = self.prepare([example])
+        taken = []
+        for setting in settings:
+            _, report, total = self.generate(inputs, setting)
+            taken.append(report.seconds | {"total": total})
+        return taken
+
+    def generate(self, inputs: Any, setting: Setting) -> tuple[list[str], Report, float]:
+        """Return the replies, the session's report and the seconds it took."""
+        policies = {name: getattr(setting, name) for name in ("positions", "scope", "newlines")}
+        with torch.no_grad(), prune(self.model, setting.pruner(), **policies) as session:
+            self._wait()
+            began = time.perf_counter()
+            output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+            self._wait()
+            total = time.perf_counter() - began
+        said = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [reply.strip() for reply in said], session.reports[-1], total
+
+    def _wait(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+
+
+class Results:
+    """The folder of a run: ``run.json`` and a line per reply in ``results.jsonl``.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when it is not there. A run that was broken off in it is taken up again.
+    configuration : dict
+        What the run depends on, as JSON can hold it.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a run of another configuration or other versions, or a line of its results is damaged.
+    """
+
+    def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
+        self.folder, self._file = folder, folder / "results.jsonl"
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file; choose a folder with --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.description = self._describe({"configuration": configuration, "environment": describe()})
+        self.rows: list[Row] = self._read()
+        self._done = {_key(row) for row in self.rows}
+
+    def missing(self, model: str, setting: Setting, examples: Sequence[Example]) -> bool:
+        """Return whether any of these questions has no row yet."""
+        return any((model, *setting.key, example.id) not in self._done for example in examples)
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Add the rows that are not there yet; they are on disk when this returns."""
+        fresh = [row for row in rows if _key(row) not in self._done]
+        with self._file.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows += fresh
+        self._done.update(map(_key, fresh))
+
+    def _describe(self, mine: dict[str, Any]) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        if not path.exists():
+            write_text(path, json.dumps(mine, indent=1) + "\n")
+            return mine
+        try:
+            there: dict[str, Any] = json.loads(path.read_text())
+            pairs = (
+                (there["configuration"], mine["configuration"]),
+                (there["environment"]["versions"], mine["environment"]["versions"]),
+            )
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(f"{path} is damaged; choose another folder with --out") from None
+        for old, new in pairs:
+            changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+            if changed:
+                raise ValueError(
+                    f"{self.folder} holds a run with another {', '.join(changed)}; choose another folder with --out"
+                )
+        return there
+
+    def _read(self) -> list[Row]:
+        if not self._file.exists():
+            return []
+        data = self._file.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            # The run was killed while it wrote this line; its question is asked again.
+            with self._file.open("rb+") as file:
+                file.truncate(whole)
+        return read_rows(self._file)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a ``results.jsonl``.
+
+    Raises
+    ------
+    ValueError
+        If a line is damaged.
+    """
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                _key(row)
+            except (json.JSONDecodeError, KeyError, TypeError):
+                raise ValueError(
+                    f"{path}, line {number} is damaged; delete it and run the same command again"
+                ) from None
+            rows.append(row)
+    return rows
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["model"], row["method"], row["keep"], row["seed"], row["id"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; an older one stays until the new one is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """Return a digest of questions and answers, which tells whether a run goes on with the same ones."""
+    told = [[one.id, one.task, one.question, one.answers, len(one.images)] for one in examples]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def evaluate(
+    subject: Subject,
+    examples: Sequence[Example],
+    settings: Sequence[Setting],
+    results: Results,
+    *,
+    batch: int = 8,
+    timed: int = 8,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Ask every question with every setting, but for the rows that are there already.
+
+    The images of a batch are encoded once for all settings. The first `timed` questions are asked by themselves as
+    well, with nothing remembered, after a round that does not count; only their rows have `seconds`.
+
+    Parameters
+    ----------
+    subject : Subject
+    examples : sequence of Example
+    settings : sequence of Setting
+    results : Results
+        Where rows go, as soon as a batch is through.
+    batch : int
+        Questions at a time.
+    timed : int
+        How many questions are timed.
+    progress : callable
+        Told how many rows there are more.
+    """
+    if batch < 1:
+        raise ValueError(f"batch={batch} leaves no question; give at least 1")
+    warm = False
+    for first in range(0, len(examples), batch):
+        mine = examples[first : first + batch]
+        still = [setting for setting in settings if results.missing(subject.name, setting, mine)]
+        if not still:
+            continue
+        seconds: dict[tuple[Any, ...], dict[str, float]] = {}
+        for example in mine[: max(0, timed - first)]:
+            if not warm:
+                subject.time(example, still)
+                warm = True
+            for setting, taken in zip(still, subject.time(example, still), strict=True):
+                seconds[(*setting.key, example.id)] = taken
+        inputs = subject.prepare(mine)
+        with remembering_encodings():
+            for setting in still:
+                rows = subject.ask(mine, inputs, setting)
+                for row in rows:
+                    row["seconds"] = seconds.get((*setting.key, row["id"]), {})
+                before = len(results.rows)
+                results.append(rows)
+                progress(len(results.rows) - before)

@@ -1,0 +1,191 @@
+"""Rows as they come: the same at once, in batches, and after a kill."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import clip_llama, make_processor
+from zooprune import prune
+from zooprune.encoding import remembering_encodings
+from zooprune.evaluation.examples import Example, Region
+from zooprune.evaluation.runner import Results, Setting, Subject, evaluate, fingerprint, grid
+from zooprune.pruners import ZooPrune
+
+METHODS, KEEPS, SEEDS = ["zoo", "random"], [9, 0.5], [0, 1]
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.linear_gradient("L").rotate(37 * seed).resize((84, 84)).convert("RGB")
+
+
+def make_examples(count: int = 5) -> list[Example]:
+    """Questions of different lengths; the last one is about two images."""
+    examples = []
+    for number in range(count):
+        question = " ".join(f"w{5 + number + word}" for word in range(1 + number % 3))
+        images = (partial(picture, number),) * (2 if number == count - 1 else 1)
+        examples.append(Example(str(number), "questions", images, question, ("w9",), (Region(0, (0, 0, 0.5, 0.5)),)))
+    return examples
+
+
+def make_subject() -> Subject:
+    return Subject("tiny", clip_llama(), make_processor(), max_new_tokens=3)
+
+
+def run(folder: Path, **options) -> list[dict]:
+    results = Results(folder, {"settings": "all"})
+    evaluate(make_subject(), make_examples(), grid(METHODS, KEEPS, SEEDS), results, **options)
+    return results.rows
+
+
+def timeless(rows: list[dict]) -> dict:
+    """Return rows without what differs between runs, by what tells them apart."""
+    return {(r["method"], r["keep"], r["seed"], r["id"]): r | {"seconds": None} for r in rows}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("whole"), batch=2, timed=1)
+
+
+def test_every_question_has_a_row_for_every_setting(whole):
+    # All tokens; zoo with two budgets; random with two budgets and two seeds.
+    assert len(whole) == len(timeless(whole)) == 5 * (1 + 2 + 4)
+    by_key = timeless(whole)
+    full, pruned, pair = (by_key[key] for key in (
+        ("none", None, None, "0"), ("zoo", 9, None, "0"), ("zoo", 9, None, "4")))  # fmt: skip
+    assert (full["visual_tokens"], full["kept_tokens"], pruned["kept_tokens"]) == (36, 36, 9)
+    assert full["prompt_tokens"] - pruned["prompt_tokens"] == 27 and full["flops"] > pruned["flops"] > 0
+    assert full["kv_bytes"] / full["prompt_tokens"] == pruned["kv_bytes"] / pruned["prompt_tokens"]
+    assert full["evidence"] == {"regions": 1, "kept": 1}
+    assert (pair["visual_tokens"], pair["kept_tokens"]) == (72, 18)
+    assert by_key[("random", 0.5, 1, "3")]["kept_tokens"] == 18
+
+
+def test_only_the_timed_questions_have_seconds(whole):
+    assert {row["id"] for row in whole if row["seconds"]} == {"0"}
+    zoo = next(row for row in whole if row["method"] == "zoo" and row["id"] == "0")
+    assert set(zoo["seconds"]) == {"encode", "score", "select", "prefill", "decode", "total"}
+    stages = sum(value for name, value in zoo["seconds"].items() if name != "total")
+    assert 0 < stages <= zoo["seconds"]["total"]
+    full = next(row for row in whole if row["method"] == "none" and row["id"] == "0")
+    assert set(full["seconds"]) == {"encode", "prefill", "decode", "total"}
+
+
+def test_batches_change_no_reply(whole, tmp_path):
+    assert timeless(run(tmp_path, batch=5, timed=0)) == timeless(whole)
+
+
+def test_replies_are_what_the_model_says_by_itself(whole):
+    subject = make_subject()
+    inputs = subject.prepare(make_examples()[:1])
+    by_key = timeless(whole)
+
+    def said() -> str:
+        output = subject.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        return subject.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    assert by_key[("none", None, None, "0")]["reply"] == said()
+    with prune(subject.model, ZooPrune(keep=9)):
+        assert by_key[("zoo", 9, None, "0")]["reply"] == said()
+
+
+def test_a_torn_line_is_asked_again(whole, tmp_path):
+    run(tmp_path, batch=2, timed=1)
+    file = tmp_path / "results.jsonl"
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) * 2 // 5])
+    assert not file.read_bytes().endswith(b"\n")
+    rows = run(tmp_path, batch=2, timed=1)
+    assert timeless(rows) == timeless(whole) and len(rows) == len(whole)
+    assert [json.loads(line) for line in file.read_text().splitlines()] == rows
+
+
+def test_a_finished_run_asks_nothing(tmp_path, monkeypatch):
+    run(tmp_path, batch=2, timed=1)
+    monkeypatch.setattr(Subject, "generate", lambda *_: pytest.fail("asked again"))
+    told = []
+    run(tmp_path, batch=2, timed=1, progress=told.append)
+    assert told == []
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(whole, tmp_path):
+    script = (
+        "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; import test_evaluation_runner as t; "
+        f"t.run(Path({str(tmp_path)!r}), batch=2, timed=0, progress=lambda rows: __import__('time').sleep(0.2))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[1])
+    file = tmp_path / "results.jsonl"
+    while process.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < 6):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() != 0
+    assert 6 <= file.read_bytes().count(b"\n") < len(whole)
+    assert timeless(run(tmp_path, batch=2, timed=0)) == timeless(whole)
+
+
+def test_another_configuration_is_refused(tmp_path):
+    Results(tmp_path, {"batch": 2, "keep": [9]})
+    with pytest.raises(ValueError, match="holds a run with another keep; choose another folder with --out"):
+        Results(tmp_path, {"batch": 2, "keep": [64]})
+    description = json.loads((tmp_path / "run.json").read_text())
+    assert set(description["environment"]["versions"]) == {"zooprune", "torch", "transformers"}
+    description["environment"]["versions"]["torch"] = "0.1"
+    (tmp_path / "run.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="another torch"):
+        Results(tmp_path, {"batch": 2, "keep": [9]})
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        Results(tmp_path, {"batch": 2, "keep": [9]})
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    Results(tmp_path, {})
+    (tmp_path / "results.jsonl").write_text('{"model": 1}\n')
+    with pytest.raises(ValueError, match=r"results.jsonl, line 1 is damaged"):
+        Results(tmp_path, {})
+
+
+def test_the_fingerprint_tells_questions_apart():
+    examples = make_examples()
+    assert fingerprint(examples) == fingerprint(make_examples()) != fingerprint(examples[:-1])
+
+
+def test_seeds_only_where_they_matter():
+    labels = [setting.key for setting in grid(["none", "zoo", "random", "zoo"], [64, 64], [0, 1, 2])]
+    assert labels == [("none", None, None), ("zoo", 64, None), *(("random", 64, seed) for seed in (0, 1, 2))]
+
+
+def test_a_setting_is_checked_when_it_is_made():
+    assert Setting("zoo", 64, 1, {"estimator": "jvp"}, scope="tile").label == "zoo(estimator=jvp, scope=tile)"
+    with pytest.raises(ValueError, match="did you mean 'zoo'"):
+        Setting("zooo", 64)
+    with pytest.raises(ValueError, match="zoo needs a budget"):
+        Setting("zoo")
+    with pytest.raises(TypeError, match="diversity has no option seed"):
+        Setting("diversity", 64, 0)
+
+
+def test_encodings_are_remembered_inside_the_block_only():
+    subject = make_subject()
+    inputs, others = (subject.prepare(make_examples()[number : number + 1]) for number in (0, 1))
+    calls = []
+    subject.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    with remembering_encodings():
+        first = subject.generate(inputs, Setting("zoo", 9))[0]
+        again = subject.generate(inputs, Setting("zoo", 9))[0]
+        subject.generate(inputs, Setting("random", 9))
+        assert len(calls) == 1 and first == again
+        subject.generate(others, Setting("zoo", 9))
+        assert len(calls) == 2
+    subject.generate(inputs, Setting("zoo", 9))
+    assert len(calls) == 3
