@@ -119,7 +119,7 @@ STAGES = (
     Stage(
         "all patches",
         side=SIDE,
-        steps=320,
+        steps=380,
         batch=16,
         rate=3e-4,
         final=0.0,
@@ -137,8 +137,9 @@ MUON_RATE = 4.0
 NOTHING_WEIGHT, CHARACTER_WEIGHT = 0.15, 3.0
 #: One visual token in so many is left when they are thinned.
 THINNED = 3
-#: After so many layers of the language model a token that names a thing must know where the thing is.
-GROUNDED_AFTER = 2
+#: After so many layers of the language model a visual token must know which image it belongs to, and after so many a
+#: token that names a thing where the thing is.
+PLACED_AFTER, GROUNDED_AFTER = 1, 2
 VALIDATION_FIRST, VALIDATION_SCENES = 1_000_000, 128
 
 
@@ -231,15 +232,17 @@ class Trainer:
             hidden = layer(hidden, None)
         return self.model.model.multi_modal_projector(hidden[:, 1:]), tower.post_layernorm(hidden[:, 0])
 
-    def _decode(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        # The language model's own forward, which also shows what it knows half-way.
+    def _decode(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # The language model's own forward, which also shows what it knows on the way.
         language = self.model.model.language_model
         rotary = language.rotary_emb(hidden, position_ids=positions)
         for number, layer in enumerate(language.layers, start=1):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, use_cache=False)
+            if number == PLACED_AFTER:
+                early = hidden
             if number == GROUNDED_AFTER:
                 halfway = hidden
-        return language.norm(hidden), halfway
+        return language.norm(hidden), halfway, early
 
     def patch_losses(self, visual: Tensor, pooled: Tensor, places: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Every visual token says the word for what it shows, in the decoder's own embedding, and where that is."""
@@ -254,7 +257,7 @@ class Trainer:
         return loss + F.binary_cross_entropy_with_logits(self.probes.present(pooled).float(), batch["present"])
 
     def answer(self, visual: Tensor, tokens: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits (B, questions, block, vocabulary) and, half-way through, the questions and visual tokens.
+        """Return logits (B, questions, block, vocabulary), the questions half-way and the visual tokens before that.
 
         `visual` is (B, images, N, d_text). A question sees the images and itself, no other question.
         """
@@ -274,14 +277,14 @@ class Trainer:
         length = shown.shape[1]
         inputs = torch.cat([*parts, embed(tokens.flatten(1))], dim=1)
         positions = torch.cat([shown, asked], dim=1)
-        final, halfway = self.decode(inputs, self._mask(length, questions, block), positions)
-        asked, shown = halfway[:, length:].unflatten(1, (questions, block)), halfway[:, :length]
+        final, halfway, early = self.decode(inputs, self._mask(length, questions, block), positions)
         # Behind the lead of each image come its patches.
         ends = torch.tensor([len(lead) for lead in self.leads[images]]).cumsum(0) + patches * torch.arange(
             1, images + 1
         )
-        shown = torch.stack([shown[:, end - patches : end] for end in ends.tolist()], dim=1)
-        return self.model.lm_head(final[:, length:].unflatten(1, (questions, block))), asked, shown
+        seen = torch.stack([early[:, end - patches : end] for end in ends.tolist()], dim=1)
+        final, halfway = (hidden[:, length:].unflatten(1, (questions, block)) for hidden in (final, halfway))
+        return self.model.lm_head(final), halfway, seen
 
     def _mask(self, shared: int, questions: int, block: int) -> Tensor:
         if (shared, questions) not in self.masks:

@@ -92,7 +92,10 @@ def bundled_examples(tasks: Sequence[str] | None = None, limit: int | None = Non
             tuple(partial(scene_image, scene) for scene in item.scenes),
             item.question,
             (item.answer,),
-            tuple(Region(image, tuple(edge / SIDE for edge in box)) for image, box in item.evidence),
+            tuple(
+                Region(image, (left / SIDE, top / SIDE, right / SIDE, bottom / SIDE))
+                for image, (left, top, right, bottom) in item.evidence
+            ),
         )
         for item in load_benchmark()
         if tasks is None or item.task in tasks

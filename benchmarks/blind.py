@@ -1,0 +1,74 @@
+"""What does the bundled model answer when it does not see the image?
+
+    python benchmarks/blind.py
+
+Asks all questions of the packaged benchmark with the images, with uniform grey ones and with none, all visual tokens
+kept. Writes a row per condition to ``benchmarks/results/`` and prints them as a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from environment import write
+from zooprune import load_bundled
+from zooprune.bundled.benchmark import Item, is_right, load_benchmark, scene_image
+from zooprune.bundled.layout import SIDE
+from zooprune.bundled.questions import KINDS
+
+BATCH = 45
+GREY = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
+
+
+def ask(model, processor, items: list[Item], images: str) -> list[str]:
+    """Return the replies; `images` is "shown", "blank" or "removed"."""
+    texts, pictures = [], []
+    for item in items:
+        shown = [] if images == "removed" else [{"type": "image"}] * len(item.scenes)
+        message = {"role": "user", "content": [*shown, {"type": "text", "text": item.question}]}
+        texts.append(processor.apply_chat_template([message], add_generation_prompt=True))
+        pictures += [scene_image(scene) if images == "shown" else GREY for scene in item.scenes]
+    given = None if images == "removed" else pictures
+    inputs = processor(text=texts, images=given, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, help="questions (default all)")
+    arguments = parser.parse_args()
+    model, processor = load_bundled()
+    items = list(load_benchmark())[: arguments.count]
+    # By length, so that little is padding.
+    items.sort(key=lambda item: len(item.scenes))
+    rows = []
+    for images in ("shown", "blank", "removed"):
+        right: Counter[str] = Counter()
+        for first in track(range(0, len(items), BATCH), images, console=Console(stderr=True)):
+            batch = items[first : first + BATCH]
+            for item, reply in zip(batch, ask(model, processor, batch, images), strict=True):
+                right[item.task] += is_right(reply, item.answer)
+        asked = Counter(item.task for item in items)
+        shares = {task: 100 * right[task] / asked[task] for task in KINDS if asked[task]}
+        rows.append({"images": images, "accuracy": shares | {"mean": sum(shares.values()) / len(shares)}})
+    answers = {task: Counter(item.answer for item in items if item.task == task) for task in KINDS}
+    often = {task: 100 * max(counts.values()) / counts.total() for task, counts in answers.items() if counts}
+    rows.append({"images": "the most frequent answer", "accuracy": often | {"mean": sum(often.values()) / len(often)}})
+    table = Table("images", *rows[0]["accuracy"])
+    for row in rows:
+        table.add_row(row["images"], *(f"{value:.1f}" for value in row["accuracy"].values()))
+    Console(width=120).print(table)
+    print(write("blind", {"questions": len(items), "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
