@@ -123,9 +123,7 @@ class Answerer:
         texts = tuple(_cut(text, until).strip() for text in self.processor.batch_decode(new, skip_special_tokens=True))
         lengths = tuple((new != self.processor.tokenizer.pad_token_id).sum(1).tolist())
         reports = [] if self._session is None else self._session.reports
-        return Replies(
-            texts, lengths, sum(report.total for report in reports), sum(report.kept for report in reports)
-        )
+        return Replies(texts, lengths, sum(report.total for report in reports), sum(report.kept for report in reports))
 
 
 def _pruner(method: str, keep: int | float | None, options: Mapping[str, Any]) -> Pruner | None:

@@ -93,7 +93,6 @@ class ZooPruneLmm(lmms):
         figures: dict[str, float] = {"total_requests": len(requests)}
         if visual:
             figures |= {"visual_tokens": visual / len(requests), "kept_visual_tokens": kept / len(requests)}
-            logger.warning(f"visual tokens per question: {kept / len(requests):.1f} of {visual / len(requests):.1f}")
         log_metrics(seconds, new_tokens, new_tokens / max(seconds, 1e-9), figures)
         return results
 

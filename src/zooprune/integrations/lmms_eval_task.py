@@ -28,10 +28,10 @@ dataset_kwargs:
     test: questions.parquet
 test_split: test
 output_type: generate_until
-doc_to_visual: !function {__spec__.name}.images
+doc_to_visual: !function zooprune.integrations.lmms_eval_task.images
 doc_to_text: question
 doc_to_target: answer
-process_results: !function {__spec__.name}.grade
+process_results: !function zooprune.integrations.lmms_eval_task.grade
 generation_kwargs:
   max_new_tokens: 16
   temperature: 0
