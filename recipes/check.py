@@ -63,8 +63,10 @@ def compare(recipe: Recipe, runs: dict[str, Scores]) -> int:
             away = [abs(got - value) for value in expected.values()]
             wrong = bool(away) and min(away) > benchmark.tolerance
             off += wrong
+            # Adding zero makes -0.00 a plain zero.
             shown = [
-                f"{expected[name]:.2f} ({got - expected[name]:+.2f})" if name in expected else "" for name in sources
+                f"{expected[name]:.2f} ({round(got - expected[name], 2) + 0:+.2f})" if name in expected else ""
+                for name in sources
             ]
             verdict = f"off by more than {benchmark.tolerance:g}" if wrong else "" if away else "no figure on file"
             print(line.format(row.name, column, f"{got:.2f}", *shown, verdict))
