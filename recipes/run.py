@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 from recipe import FOLDER, Recipe, Row, known_recipes, load_recipe
-
 from zooprune import list_pruners
 
 

@@ -18,7 +18,6 @@ from zooprune.bundled.benchmark import held_out, is_right
 pytestmark = pytest.mark.harness
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-sys.path.insert(0, str(RECIPES))
 COUNT, BATCH = 42, 6
 
 
@@ -124,11 +123,12 @@ def test_the_command_line_says_what_is_wrong(task, offline):
 
 def test_every_recipe_is_understood(monkeypatch, capsys):
     """lmms-eval parses every command, knows every task, and every task has the metrics that are read from it."""
-    import recipe
-    import run
     from lmms_eval import utils
     from lmms_eval.__main__ import parse_eval_args
     from lmms_eval.tasks import TaskManager
+
+    import recipe
+    import run
 
     manager = TaskManager("ERROR", include_path=str(RECIPES / "tasks"), model_name="zooprune")
     for name in recipe.known_recipes():

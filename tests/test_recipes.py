@@ -9,14 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from zooprune import get_pruner, list_pruners
-
-RECIPES = Path(__file__).parents[1] / "recipes"
-sys.path.insert(0, str(RECIPES))
-
 import check
 import recipe
 import run
+from zooprune import get_pruner, list_pruners
 
 NAMES = recipe.known_recipes()
 

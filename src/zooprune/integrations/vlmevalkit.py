@@ -1,7 +1,7 @@
 """A model for VLMEvalKit.
 
-Source: the interface is `vlmeval.vlm.base.BaseModel`, where a message is a list of parts with a type and a value, and an
-image is a path.
+Source: the interface is `vlmeval.vlm.base.BaseModel`, where a message is a list of parts with a type and a value, and
+an image is a path.
 """
 
 from __future__ import annotations
