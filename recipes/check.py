@@ -29,13 +29,15 @@ def read_runs(path: Path) -> dict[str, dict[str, Scores]]:
         config = result["config"]
         if config["model"] != "zooprune":
             raise ValueError(f"{file} is a run of --model {config['model']}; only those of zooprune can be compared")
-        if config["limit"] is not None:
+        if config["limit"] not in (None, -1):
             print(f"note: {file} was run with --limit {config['limit']}, its figures are not those of whole tasks")
-        arguments = dict(pair.split("=", 1) for pair in config["model_args"].split(",") if "=" in pair)
+        given = (pair.split("=", 1) for pair in config["model_args"].split(",") if "=" in pair)
+        arguments = {"pretrained": "bundled", "method": "zoo"} | dict(given)
         scores = runs[arguments["pretrained"]][name_of(arguments)]
         for task, values in result["results"].items():
             # lmms-eval names a score "metric,filter".
-            scores[task] = {name.split(",")[0]: value for name, value in values.items() if isinstance(value, float)}
+            numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+            scores[task] = {name.split(",")[0]: value for name, value in numbers.items()}
     return runs
 
 

@@ -9,6 +9,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from accelerate import Accelerator
@@ -132,6 +133,12 @@ class ZooPruneLmm(lmms):
         return conversation
 
 
+@cache
+def _warn_of(name: str) -> None:
+    """Say once that an option is left out."""
+    logger.warning(f"{name} is no option of generate but meant for other adapters, and left out")
+
+
 def _options(given: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Return where replies end, and the options of `generate`."""
     options = {name: value for name, value in given.items() if value is not None}
@@ -144,5 +151,6 @@ def _options(given: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
         options = {name: value for name, value in options.items() if name not in _SAMPLING}
     known = vars(GenerationConfig())
     for name in sorted(set(options) - set(known)):
-        logger.warning(f"{name}={options.pop(name)} is meant for other adapters and left out")
+        del options[name]
+        _warn_of(name)
     return [until] if isinstance(until, str) else list(until), options
