@@ -4,12 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo test lint format clean
+HARNESS := .venv-harness
+HARNESS_PIP := $(HARNESS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: help demo test test-harness lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install, then ask the bundled model a question with 64 of 576 visual tokens"
 	@echo "make test    install, then run all tests"
+	@echo "make test-harness  install beside lmms-eval, in an environment of its own, then run the tests that need it"
 	@echo "make lint    install, then check style and types"
 	@echo "make format  rewrite the code in the project's style"
 	@echo "make clean   remove the environment and caches"
@@ -29,6 +33,18 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/pytest
 
+# lmms-eval pins and pulls much that nothing here needs, so it gets an environment of its own.
+$(HARNESS)/installed: pyproject.toml constraints.txt recipes/lmms-eval-requirements.txt
+	@echo "creating $(HARNESS) (some minutes the first time)"
+	@$(PYTHON) -m venv $(HARNESS)
+	@$(HARNESS_PIP) torch==2.13.0
+	@$(HARNESS_PIP) -e '.[dev]' -r recipes/lmms-eval-requirements.txt
+	@$(HARNESS_PIP) --no-deps lmms-eval==0.7.3
+	@touch $@
+
+test-harness: $(HARNESS)/installed
+	$(HARNESS)/bin/pytest -m harness
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,4 +55,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(HARNESS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

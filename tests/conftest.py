@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -64,11 +65,13 @@ def deprecation_is_failure() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests, visibly, where there is no GPU."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    """Skip, visibly, what needs a GPU or lmms-eval where there is none."""
+    needs = {"gpu": (torch.cuda.is_available(), "needs a CUDA device")}
+    needs["harness"] = (importlib.util.find_spec("lmms_eval") is not None, "needs lmms-eval: make test-harness")
+    for item in items:
+        for marker, (there, reason) in needs.items():
+            if not there and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def clip_llama() -> LlavaForConditionalGeneration:

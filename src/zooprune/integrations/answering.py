@@ -1,0 +1,141 @@
+"""What the adapters have in common: a model, the method that prunes it, and conversations to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zooprune.budgeting import Newlines, Scope
+from zooprune.generation import Positions, prune
+from zooprune.loading import load_model
+from zooprune.pruners import Pruner, get_pruner
+
+#: The method that leaves the model alone.
+UNPRUNED = "none"
+
+#: Length of a reply at most, where a task does not say.
+MAX_NEW_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What a model answered to a batch.
+
+    Parameters
+    ----------
+    texts : tuple of str
+        Without surrounding blanks and special tokens.
+    new_tokens : tuple of int
+        Length of each reply.
+    visual_tokens, kept_tokens : int
+        Over the batch, before pruning and after. Zero for the unpruned model, which nobody counts.
+    """
+
+    texts: tuple[str, ...]
+    new_tokens: tuple[int, ...]
+    visual_tokens: int = 0
+    kept_tokens: int = 0
+
+
+class Answerer:
+    """A model that answers conversations, pruned by one method until it is closed.
+
+    Parameters
+    ----------
+    pretrained : str
+        "bundled", a folder, or an id on the Hugging Face hub; see `zooprune.loading.load_model`.
+    method : str
+        One of `zooprune.list_pruners`, or "none".
+    keep : int or float
+        Tokens or share to keep, as in `zooprune.ZooPrune`. Left out for "none".
+    positions, scope, newlines : str
+        As in `zooprune.prune`.
+    dtype, device : str
+        As in `zooprune.loading.load_model`.
+    **options
+        Further fields of the method, such as `seed`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the model, the method or an option is not valid, or the processor has no chat template.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        method: str = "zoo",
+        keep: int | float | None = None,
+        positions: Positions = "auto",
+        scope: Scope = "image",
+        newlines: Newlines = "drop",
+        dtype: str = "auto",
+        device: str = "auto",
+        **options: Any,
+    ) -> None:
+        pruner = _pruner(method, keep, options)
+        model: Any
+        processor: Any
+        model, processor = load_model(pretrained, dtype=dtype, device=device)
+        if processor.chat_template is None:
+            raise ValueError(f"the processor of {pretrained} has no chat template; save one with it")
+        # Prompts of a batch must end together.
+        processor.tokenizer.padding_side = "left"
+        self.model, self.processor = model, processor
+        self._session = None
+        if pruner is not None:
+            self._session = prune(model, pruner, positions=positions, scope=scope, newlines=newlines)
+
+    def close(self) -> None:
+        """Give the model its own `generate` back."""
+        if self._session is not None:
+            self._session.close()
+
+    def answer(
+        self, conversations: Sequence[Sequence[Mapping[str, Any]]], *, until: Sequence[str] = (), **options: Any
+    ) -> Replies:
+        """Answer a batch.
+
+        Parameters
+        ----------
+        conversations : sequence of conversations
+            Messages as `processor.apply_chat_template` takes them: role, and content in parts of type "image" or
+            "text", images as PIL images or paths.
+        until : sequence of str
+            A reply ends before the first of them.
+        **options
+            Options of `generate`; greedy, and `MAX_NEW_TOKENS` long at most, unless they say otherwise.
+        """
+        inputs = self.processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self.model.device, self.model.dtype)
+        if self._session is not None:
+            self._session.reports.clear()
+        output = self.model.generate(**inputs, **{"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | options)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        texts = tuple(_cut(text, until).strip() for text in self.processor.batch_decode(new, skip_special_tokens=True))
+        lengths = tuple((new != self.processor.tokenizer.pad_token_id).sum(1).tolist())
+        reports = [] if self._session is None else self._session.reports
+        return Replies(texts, lengths, sum(report.total for report in reports), sum(report.kept for report in reports))
+
+
+def _pruner(method: str, keep: int | float | None, options: Mapping[str, Any]) -> Pruner | None:
+    if method == UNPRUNED:
+        if keep is not None or options:
+            unused = [*(["keep"] if keep is not None else []), *options]
+            raise ValueError(f"method {UNPRUNED} prunes nothing; leave out {', '.join(unused)}")
+        return None
+    if keep is None:
+        raise ValueError(f"how much shall {method} keep? give keep=64 (tokens) or keep=0.25 (a share)")
+    return get_pruner(method, keep=keep, **options)
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    return text[: min([len(text), *(text.find(stop) for stop in until if stop in text)])]
