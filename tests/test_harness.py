@@ -12,13 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from zooprune import get_pruner, prune
-from zooprune.bundled.benchmark import held_out, is_right
+from zooprune.bundled.benchmark import load_benchmark, scene_image
 
 pytestmark = pytest.mark.harness
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-COUNT, BATCH = 42, 6
+COUNT, BATCH = 45, 9
 
 
 @pytest.fixture(scope="module")
@@ -43,48 +42,28 @@ def task(tmp_path_factory, offline):
     return folder
 
 
-def direct_replies(model, processor, pruner):
-    """Ask the library, without any adapter, in batches of the same size."""
-    items = list(held_out(COUNT))
-    replies = []
-    for start in range(0, COUNT, BATCH):
-        batch = items[start : start + BATCH]
-        texts = [
-            processor.apply_chat_template(
-                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": item.question.text}]}],
-                add_generation_prompt=True,
-            )
-            for item in batch
-        ]
-        inputs = processor(text=texts, images=[item.image for item in batch], return_tensors="pt", padding=True)
-        if pruner is None:
-            output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
-        else:
-            with prune(model, pruner):
-                output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
-        new = output[:, inputs["input_ids"].shape[1] :]
-        replies += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
-    return replies, items
-
-
-def test_the_command_line_gives_the_librarys_own_replies_and_scores(bundled, task, offline, tmp_path):
-    """Two rows of a recipe made from the library's own replies: lmms-eval must give the very same ones."""
+def test_the_command_line_gives_what_zooprune_eval_gives(task, offline, tmp_path):
+    """Two rows of a recipe made from our own evaluation: lmms-eval must give the very same replies and scores."""
+    line = [str(Path(sys.executable).parent / "zooprune"), "eval", "--limit", str(COUNT), "--batch", str(BATCH)]
+    line += ["--method", "zoo", "--keep", "64", "--timed", "0", "--max-new-tokens", "16", "--json"]
+    done = subprocess.run([*line, "--out", str(tmp_path / "eval")], env=offline, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    summary = {arm["method"]: arm for arm in json.loads(done.stdout)["models"]["bundled"]["summary"]}
+    replies = [json.loads(row) for row in (tmp_path / "eval" / "results.jsonl").read_text().splitlines()]
     rows, expected = [], {}
-    for name, pruner in (("none", None), ("zoo-64", get_pruner("zoo", keep=64))):
-        replies, items = direct_replies(*bundled, pruner)
-        expected[name] = replies
-        right = [is_right(reply, item.question.answer) for reply, item in zip(replies, items, strict=True)]
-        figures = {"all": 100 * sum(right) / COUNT}
-        for kind in {item.question.kind for item in items}:
-            own = [good for good, item in zip(right, items, strict=True) if item.question.kind == kind]
-            figures[kind] = 100 * sum(own) / len(own)
-        arguments = {"method": "none"} if pruner is None else {"method": "zoo", "keep": 64}
+    for name, method in (("none", "none"), ("zoo-64", "zoo")):
+        order = {item.id: number for number, item in enumerate(load_benchmark())}
+        mine = sorted((row for row in replies if row["method"] == method), key=lambda row: order[row["id"]])
+        expected[name] = [row["reply"] for row in mine]
+        figures = {"all": 100 * summary[method]["accuracy"]}
+        figures |= {kind: 100 * one["accuracy"] for kind, one in summary[method]["tasks"].items()}
+        arguments = {"method": "none"} if method == "none" else {"method": "zoo", "keep": 64}
         rows.append(arguments | {"library": figures})
     columns = {"all": "accuracy"} | {kind: kind for kind in rows[0]["library"] if kind != "all"}
     table = {
         "title": "bundled",
         "model_args": {"pretrained": "bundled", "device": "cpu"},
-        "sources": {"library": "asked directly"},
+        "sources": {"library": "zooprune eval"},
         "benchmarks": {
             column: {"task": "zooprune_bundled", "metrics": [metric], "scale": 100, "tolerance": 1e-6}
             for column, metric in columns.items()
@@ -106,12 +85,13 @@ def test_the_command_line_gives_the_librarys_own_replies_and_scores(bundled, tas
     assert expected["none"] != expected["zoo-64"]
     (results,) = (out / "zoo-64").rglob("*_results.json")
     throughput = json.loads(results.read_text())["throughput"]
-    assert (throughput["avg_visual_tokens"], throughput["avg_kept_visual_tokens"]) == (576, 64)
+    # One question in nine is about two images.
+    assert (throughput["avg_visual_tokens"], throughput["avg_kept_visual_tokens"]) == (640, pytest.approx(640 / 9))
 
     line = [sys.executable, str(RECIPES / "check.py"), str(out), "--recipe", str(recipe)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 off, 16 not off, 0 missing" in done.stdout and done.stdout.count("(+0.00)") == 16
+    assert "0 off, 20 not off, 0 missing" in done.stdout and done.stdout.count("(+0.00)") == 20
 
 
 def test_the_command_line_says_what_is_wrong(task, offline):
@@ -181,9 +161,9 @@ def lmm(request):
 
 
 def test_replies_come_in_the_order_of_the_requests_whatever_is_batched(lmm):
-    items = list(held_out(9))
+    items = [item for item in load_benchmark()[:12] if len(item.scenes) == 1][:9]
     options = [{"max_new_tokens": 1 + number % 2, "until": ["\n\n"]} for number in range(9)]
-    requests = [request(item.question.text, item.image, options[n], n) for n, item in enumerate(items)]
+    requests = [request(item.question, scene_image(item.scenes[0]), options[n], n) for n, item in enumerate(items)]
     together = [reply.text for reply in lmm.generate_until(requests)]
     alone = [lmm.generate_until([one])[0].text for one in requests]
     assert together == alone and len(set(together)) > 3
@@ -193,11 +173,11 @@ def test_options_of_the_harness_reach_generate(lmm):
     seen = []
     original = lmm._answerer.model.generate
     lmm._answerer.model.__dict__["generate"] = lambda **options: seen.append(options) or original(**options)
-    item = next(held_out(1))
+    item = load_benchmark()[0]
 
     def ask(**options):
         torch.manual_seed(0)
-        reply = lmm.generate_until([request(item.question.text, item.image, options, 0)])[0]
+        reply = lmm.generate_until([request(item.question, scene_image(item.scenes[0]), options, 0)])[0]
         return reply, seen.pop()
 
     _, greedy = ask(temperature=0, top_p=1.0, do_sample=False, max_new_tokens=3, num_beams=2, image_aspect_ratio="pad")

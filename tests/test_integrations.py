@@ -11,13 +11,13 @@ from PIL import Image
 
 from zooprune import ZooPrune, get_pruner, prune
 from zooprune.asking import build_inputs
-from zooprune.bundled.benchmark import held_out
+from zooprune.bundled.benchmark import load_benchmark, scene_image
 from zooprune.integrations.answering import Answerer, _cut
 
 
 @pytest.fixture(scope="module")
 def items():
-    return list(held_out(6))
+    return [item for item in load_benchmark()[:9] if len(item.scenes) == 1][:8]
 
 
 def asked(*items):
@@ -26,7 +26,10 @@ def asked(*items):
         [
             {
                 "role": "user",
-                "content": [{"type": "image", "image": item.image}, {"type": "text", "text": item.question.text}],
+                "content": [
+                    *({"type": "image", "image": scene_image(scene)} for scene in item.scenes),
+                    {"type": "text", "text": item.question},
+                ],
             }
         ]
         for item in items
@@ -34,7 +37,7 @@ def asked(*items):
 
 
 def direct(model, processor, item):
-    inputs = build_inputs(processor, item.image, item.question.text)
+    inputs = build_inputs(processor, [[scene_image(scene) for scene in item.scenes]], [item.question])
     output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
     return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
@@ -80,7 +83,7 @@ def test_a_reply_ends_before_the_first_stop(text, until, expected):
 
 
 def test_stops_apply_to_replies(items):
-    sign = next(item for item in items if item.question.kind == "sign")
+    sign = next(item for item in items if item.task == "sign")
     answerer = Answerer("bundled", method="none", device="cpu")
     whole = answerer.answer(asked(sign)).texts[0]
     assert answerer.answer(asked(sign), until=[whole[1:]]).texts == (whole[:1],)

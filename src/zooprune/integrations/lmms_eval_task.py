@@ -1,8 +1,7 @@
 """The bundled benchmark as a task of lmms-eval.
 
 ``python -m zooprune.integrations.lmms_eval_task OUT`` writes the questions and the task's description to the folder
-OUT; ``--include_path OUT --tasks zooprune_bundled`` then finds it. Needs the extra ``zooprune[benchmark]`` and
-`datasets`, which comes with lmms-eval.
+OUT; ``--include_path OUT --tasks zooprune_bundled`` then finds it. Needs `datasets`, which comes with lmms-eval.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
-from zooprune.bundled.benchmark import held_out, is_right
+from zooprune.bundled.benchmark import is_right, load_benchmark, scene_image
 from zooprune.bundled.questions import KINDS
 
 TASK = "zooprune_bundled"
@@ -48,14 +47,14 @@ _METRIC = """\
 """
 
 
-def write_task(folder: Path, count: int = 1000) -> None:
-    """Write the first `count` questions and the task that asks them.
+def write_task(folder: Path, count: int | None = None) -> None:
+    """Write the first `count` questions, or all, and the task that asks them.
 
     Parameters
     ----------
     folder : Path
         Made if it does not exist.
-    count : int
+    count : int, optional
     """
     from datasets import Dataset, Features, List, Value
     from datasets import Image as ImageFeature
@@ -70,13 +69,13 @@ def write_task(folder: Path, count: int = 1000) -> None:
     )
     rows = [
         {
-            "id": str(number),
-            "kind": item.question.kind,
-            "images": [item.image],
-            "question": item.question.text,
-            "answer": item.question.answer,
+            "id": item.id,
+            "kind": item.task,
+            "images": [scene_image(scene) for scene in item.scenes],
+            "question": item.question,
+            "answer": item.answer,
         }
-        for number, item in enumerate(held_out(count))
+        for item in load_benchmark()[:count]
     ]
     kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
     unfinished = folder / "questions.parquet.tmp"
@@ -100,7 +99,7 @@ def grade(doc: Mapping[str, Any], replies: Sequence[str]) -> dict[str, float]:
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    count: Annotated[int, typer.Option(min=1, help="How many questions.")] = 1000,
+    count: Annotated[int | None, typer.Option(min=1, help="How many questions; all when left out.")] = None,
 ) -> None:
     """Write the bundled benchmark as a task of lmms-eval."""
     write_task(out, count)
