@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
-from zooprune.evaluation.examples import bundled_examples
-from zooprune.evaluation.metrics import arrange, compare, summarise
-from zooprune.evaluation.runner import Results, Setting, Subject, evaluate, fingerprint
 
 from environment import write
 from zooprune import ZooPrune, load_bundled, prune, sensitivity
+from zooprune.evaluation.examples import bundled_examples
+from zooprune.evaluation.metrics import arrange, compare, summarise
+from zooprune.evaluation.runner import Results, Setting, Subject, evaluate, fingerprint
 from zooprune.pruners.registry import register
 from zooprune.tokens import VisualTokens
 
