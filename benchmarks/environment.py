@@ -1,34 +1,15 @@
-"""Where and with what a figure was measured; goes into every result file."""
+"""Write result files, each with where and with what it was measured."""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
+from zooprune.evaluation.environment import describe
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def describe() -> dict[str, Any]:
-    """Return machine, versions and date."""
-    cpu = "unknown"
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "zooprune")},
-    }
 
 
 def write(name: str, figures: dict[str, Any]) -> Path:
