@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zooprune.selection import greedy_diverse, rescale
+from zooprune.selection import greedy, greedy_diverse, rescale
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "zoo_sads.npz")
 
@@ -96,7 +97,7 @@ def test_an_excluded_token_is_as_good_as_absent(problem, data):
     assert torch.equal(picked, rest[greedy_diverse(embeddings[rest], weights[rest], len(rest))])
 
 
-def test_nothing_as_large_as_all_pairs_is_ever_made():
+def test_nothing_larger_than_the_embeddings_is_ever_made():
     class Largest(TorchDispatchMode):
         size = 0
 
@@ -109,6 +110,51 @@ def test_nothing_as_large_as_all_pairs_is_ever_made():
     with Largest() as largest:
         greedy_diverse(torch.randn(300, 8), torch.rand(300), 40)
     assert largest.size == 300 * 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 90), st.integers(1, 80), st.integers(0, 10**6), st.integers(1, 90), st.integers(1, 9),
+    st.sampled_from(["product", "sum"]),
+)  # fmt: skip
+def test_blocks_pick_what_single_steps_pick(total, width, seed, keep, clusters, fusion):
+    """In float64, where rounding decides nothing; clusters make most of a block useless once one of them is kept."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(clusters, width, generator=generator, dtype=torch.float64)
+    rows = centres[torch.randint(clusters, (total,), generator=generator)]
+    unit = F.normalize(rows + 0.1 * torch.randn(total, width, generator=generator, dtype=torch.float64), dim=-1)
+    worth = torch.rand(total, generator=generator, dtype=torch.float64)
+    worth[torch.rand(total, generator=generator) < 0.1] = -torch.inf
+    keep = min(keep, int((worth > -torch.inf).sum()))
+    if keep:
+        expected = greedy._step_by_step(unit[None], worth[None], keep, fusion)[0]
+        assert torch.equal(greedy._by_blocks(unit, worth, keep, fusion), expected)
+
+
+@pytest.mark.parametrize(("total", "width", "keep"), [(577, 1024, 64), (1000, 96, 333), (2880, 64, 640)])
+def test_blocks_pick_what_single_steps_pick_in_float32(total, width, keep):
+    generator = torch.Generator().manual_seed(total)
+    unit = F.normalize(torch.randn(total, width, generator=generator), dim=-1)
+    worth = rescale(torch.rand(total, generator=generator))
+    expected = greedy._step_by_step(unit[None], worth[None], keep, "product")[0]
+    assert torch.equal(greedy._by_blocks(unit, worth, keep, "product"), expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 10**6), st.integers(1, 30))
+def test_a_batch_is_its_rows(images, total, seed, keep):
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(images, total, 5, generator=generator)
+    weights = torch.rand(images, total, generator=generator)
+    expected = [greedy_diverse(*image, keep).tolist() for image in zip(embeddings, weights, strict=True)]
+    assert greedy_diverse(embeddings, weights, keep).tolist() == expected
+
+
+def test_a_batch_with_unequal_exclusions_is_refused():
+    weights = torch.tensor([[1.0, 2, 3], [1, 2, -torch.inf]])
+    assert greedy_diverse(torch.ones(2, 3, 2), weights, 2).shape == (2, 2)
+    with pytest.raises(ValueError, match="leave 2 to 3 tokens for keep=3; select one by one"):
+        greedy_diverse(torch.ones(2, 3, 2), weights, 3)
 
 
 def test_constant_weights_leave_diversity_alone():
@@ -144,6 +190,7 @@ def test_rescaling_leaves_the_excluded_out():
     [
         (torch.ones(3, 2), torch.ones(4), 1),
         (torch.ones(3), torch.ones(3), 1),
+        (torch.ones(0, 2), torch.ones(0), 1),
         (torch.ones(3, 2), torch.ones(3), 0),
         (torch.ones(3, 2), torch.tensor([1.0, float("nan"), 2]), 1),
         (torch.ones(3, 2), torch.tensor([1.0, float("inf"), 2]), 1),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from transformers import LlavaConfig
 from transformers.activations import ACT2FN
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from zooprune import sensitivity
+from zooprune import jacobian, sensitivity, weight_cache
+from zooprune.jacobian import AboutMeans, LowRank, form_of
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "zoo_sensitivity.npz")
 
@@ -154,8 +156,116 @@ def test_low_rank_grows_exact():
 def test_the_diagonal_of_the_low_rank_form_is_exact():
     gram = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
     gram = gram @ gram.T
-    residual, columns = sensitivity._diagonal_plus_low_rank(gram, 5)
-    torch.testing.assert_close(residual + columns.square().sum(-1), gram.diagonal())
+    form = LowRank.of(gram, 5)
+    torch.testing.assert_close(form.residual + form.columns.square().sum(-1), gram.diagonal())
+
+
+def wide(hidden: int = 512) -> nn.Sequential:
+    """A projector wide enough for "auto" to weigh up ranks; its directions matter less and less, as trained ones do."""
+    torch.manual_seed(7)
+    projector = nn.Sequential(nn.Linear(12, hidden), nn.GELU(), nn.Linear(hidden, 14)).requires_grad_(False)
+    projector[0].weight *= 0.6 ** torch.arange(12)
+    projector[2].weight *= 0.6 ** torch.arange(14)[:, None]
+    return projector
+
+
+def in_float64(projector: nn.Sequential, x: torch.Tensor, rank: int) -> torch.Tensor:
+    """Return the diagonal-plus-low-rank form with the best columns there are, from an eigendecomposition."""
+    first, act, second = copy.deepcopy(projector).double()
+    gram = (first.weight @ first.weight.T) * (second.weight.T @ second.weight)
+    values, vectors = torch.linalg.eigh(gram)
+    columns = vectors[:, -rank:] * values[-rank:].clamp_min(0).sqrt()
+    residual = gram.diagonal() - columns.square().sum(-1)
+    hidden = first(x.double()).detach().requires_grad_()
+    (slopes,) = torch.autograd.grad(act(hidden).sum(), hidden)
+    return ((slopes.square() @ residual + (slopes @ columns).square().sum(-1)) / 12).sqrt()
+
+
+@pytest.mark.parametrize("rank", [24, 64])
+def test_low_rank_is_nearly_the_best_there_is(rank):
+    projector, x = wide(), features(40)
+    mine = sensitivity.closed_form(projector, x, rank=rank).double()
+    torch.testing.assert_close(mine, in_float64(projector, x, rank), rtol=1e-3, atol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 10**6))
+def test_about_means_is_its_definition(rows, strips, seed):
+    """Against projections written out in float64; with as many means as rows it is the whole."""
+    generator = torch.Generator().manual_seed(seed)
+    root, slopes = torch.randn(30, 30, generator=generator), torch.rand(rows, 30, generator=generator)
+    gram = root @ root.T
+    found = AboutMeans(gram, strips)(slopes).double()
+    wide, gram = slopes.double(), gram.double()
+    means = torch.stack([strip.mean(0) for strip in wide.tensor_split(min(strips, rows))])
+    along = wide @ torch.linalg.pinv(means) @ means
+    rest = wide - along
+    expected = ((along + 2 * rest) @ gram * along).sum(-1) + rest.square() @ gram.diagonal()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
+    if strips >= rows:
+        torch.testing.assert_close(found, ((wide @ gram) * wide).sum(-1), rtol=1e-3, atol=1e-2)
+
+
+def test_auto_ranks_like_the_whole(monkeypatch):
+    projector, x = wide(1024), features(200)
+    form = form_of(projector, "auto")
+    exact, cheap = sensitivity.closed_form(projector, x), sensitivity.closed_form(projector, x, rank="auto")
+    ranks = torch.stack([scores.argsort().argsort().double() for scores in (exact, cheap)])
+    assert form.name in ("about 16 means", "about 64 means") and 0.999 <= form.correlation < 1
+    assert torch.corrcoef(ranks)[0, 1] >= 0.999
+    assert not torch.equal(cheap, exact)
+    monkeypatch.setattr(jacobian, "_LEAST_CORRELATION", 2.0)
+    weight_cache._kept.pop(projector)
+    assert form_of(projector, "auto").name == "whole"
+    assert torch.equal(sensitivity.closed_form(projector, x, rank="auto"), exact)
+
+
+def test_small_projectors_are_taken_whole():
+    projector = wide(1023)
+    assert form_of(projector, "auto") is form_of(projector, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_layers_output_need_not_be_worked_out_again(dtype):
+    projector, x = wide(1024).to(dtype), features(60).to(dtype)
+    for rank in (None, 3, "auto"):
+        shared = sensitivity.closed_form(projector, x, rank=rank, hidden=projector[0](x))
+        tolerance = 1e-6 if dtype == torch.float32 else 2e-3
+        torch.testing.assert_close(shared, sensitivity.closed_form(projector, x, rank=rank), rtol=tolerance, atol=0)
+    with pytest.raises(ValueError, match="59 rows for 60 features"):
+        sensitivity.closed_form(projector, x, hidden=projector[0](x)[1:])
+
+
+def test_what_was_found_for_one_projector_is_not_used_for_another():
+    one, other, x = wide(1024), wide(1100), features()
+    scores = [sensitivity.closed_form(projector, x, rank="auto") for projector in (one, other, one, other)]
+    assert torch.equal(scores[0], scores[2]) and torch.equal(scores[1], scores[3])
+    assert not torch.allclose(scores[0], scores[1])
+
+
+def test_within_a_block_the_weights_are_looked_at_once(monkeypatch):
+    looks = []
+    fingerprint = weight_cache._fingerprint
+    monkeypatch.setattr(weight_cache, "_fingerprint", lambda values: looks.append(1) or fingerprint(values))
+    projector = mlp()
+    with weight_cache.unchanged(projector):
+        for _ in range(3):
+            sensitivity.closed_form(projector, features())
+    assert len(looks) == 1
+    sensitivity.closed_form(projector, features())
+    assert len(looks) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int8])
+@pytest.mark.parametrize("count", [1, 3, 8, 21])
+def test_any_single_change_of_a_weight_shows(dtype, count):
+    values = torch.arange(count).to(dtype)
+    module = nn.Module()
+    module.register_buffer("values", values)
+    assert weight_cache.cached(module, "key", lambda: 1) == weight_cache.cached(module, "key", lambda: 2) == 1
+    for place in range(count):
+        module.values.data[place] += 1
+        assert weight_cache.cached(module, "key", lambda place=place: place) == place
 
 
 @pytest.mark.parametrize("estimate", [sensitivity.finite_difference, sensitivity.jvp])
@@ -213,11 +323,11 @@ def test_what_is_kept_goes_with_the_projector():
     projector = mlp()
     for estimate in (sensitivity.closed_form, sensitivity.finite_difference):
         estimate(projector, features(), rank=3)
-    gone, held = weakref.ref(projector), len(sensitivity._cache)
+    gone, held = weakref.ref(projector), len(weight_cache._kept)
     del projector
     gc.collect()
     assert gone() is None
-    assert len(sensitivity._cache) < held
+    assert len(weight_cache._kept) < held
 
 
 def test_it_works_in_inference_mode_and_after():
@@ -245,7 +355,7 @@ def test_the_callers_precision_settings_do_not_matter_and_stay(name, rank):
     try:
         with torch.autocast("cpu", torch.bfloat16):
             # Nothing is remembered from the run before: recognition, too, happens under these settings.
-            sensitivity._cache.pop(projector, None)
+            weight_cache._kept.pop(projector, None)
             got = estimate(projector, x, rank=rank)
             assert torch.is_autocast_enabled("cpu")
         assert torch.get_float32_matmul_precision() == "medium"

@@ -74,11 +74,8 @@ def _by_tile(pruner: Pruner) -> _Select:
         for mine, share in zip(members, deal(keep, [len(mine) for mine in members]), strict=True):
             if share == 0:
                 continue
-            part = VisualTokens(
-                tokens.features[mine], tokens.embeddings[mine], tokens.projector, tokens.positions[mine]
-            )
-            chosen = replace(pruner, keep=share).select(part)
-            index.append(mine[chosen.index])
+            chosen = replace(pruner, keep=share).select(tokens[mine])
+            index.append(mine[chosen.index.to(mine.device)])
             if chosen.scores is not None:
                 if scores is None:
                     scores = torch.zeros(len(tokens), dtype=torch.float32, device=mine.device)

@@ -275,6 +275,38 @@ def calibrate(
     )
 
 
+@app.command()
+def bench(
+    question: Annotated[
+        str | None, typer.Argument(help="sensitivity, selection, end-to-end or memory; all four when left out.")
+    ] = None,
+    shape: Annotated[str, typer.Option(help="Whose shapes, with random weights; 'small' takes minutes.")] = "small",
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; every figure is from the time of a round.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Measure what choosing tokens costs and saves on this machine."""
+    from zooprune.benching import QUESTIONS, ask
+
+    if question is not None and question not in QUESTIONS:
+        raise ValueError(f"no question {question!r}; choose one of {', '.join(QUESTIONS)}")
+    from zooprune.benching.shapes import shape_of
+    from zooprune.benching.table import table
+    from zooprune.loading import find_device
+
+    shape_of(shape)
+    _quiet_libraries()
+    where = find_device(device)
+    found = {}
+    for name in QUESTIONS if question is None else (question,):
+        with _waiting(f"measuring {name}", quiet=as_json):
+            found[name] = ask(name, shape, repeats=repeats, device=str(where))
+        if not as_json:
+            _out.print(table(found[name], f"{name}, {shape}: {QUESTIONS[name]}"))
+    if as_json:
+        print(json.dumps(found))
+
+
 def main() -> None:
     """Run the command line; bad input is one sentence and exit code 2."""
     try:

@@ -22,6 +22,7 @@ from zooprune.encoding import encode
 from zooprune.families import Modality, Visual, find_family
 from zooprune.families.base import Positions, joined_visuals
 from zooprune.plan import Plan
+from zooprune.precision import all_finite
 from zooprune.profiling import Timings, recording, stage
 from zooprune.pruners import Pruner, get_pruner
 from zooprune.tokens import Selection
@@ -142,6 +143,15 @@ class Report:
     def seconds(self) -> dict[str, float]:
         """Seconds per stage: encode, score, select, and for `generate` prefill and decode."""
         return self._timings.seconds()
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the method says about how it worked.
+
+        ZOO-Prune in closed form gives `closed_form`, how it was worked out, and `rank_correlation`, how well that ranks
+        random tokens compared with the whole.
+        """
+        return dict(self._timings.notes)
 
 
 class Session:
@@ -361,7 +371,7 @@ class Session:
         row = 0
         for number, visual in enumerate(visuals):
             tokens = visual.tokens
-            if not bool(tokens.embeddings.isfinite().all() & tokens.features.isfinite().all()):
+            if not bool(all_finite(tokens.embeddings) & all_finite(tokens.features)):
                 raise ValueError(
                     f"{modality} {number} gives NaN or infinite features; check its pixels and the model's dtype"
                 )

@@ -44,7 +44,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> tuple
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
-    target = _device(device)
+    target = find_device(device)
     model, processor = _load_bundled(dtype) if name == BUNDLED else _load_checkpoint(name, dtype)
     find_family(model)
     return model.to(device=target).eval(), processor
@@ -123,7 +123,8 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(" :.")
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """Return the device of that name, a GPU where there is one for "auto"; a ValueError if it is not to be had."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

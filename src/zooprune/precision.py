@@ -1,4 +1,4 @@
-"""Full float32 for the arithmetic that decides which tokens stay."""
+"""Full float32 for the arithmetic that decides which tokens stay, and only finite values in it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -29,3 +30,10 @@ def exact_float32() -> Iterator[None]:
                 setattr(switch, name, exact)
                 stack.callback(setattr, switch, name, setting)
         yield
+
+
+def all_finite(values: Tensor) -> Tensor:
+    """Return whether there is neither NaN nor infinity among the values, as a tensor; one pass, nothing in between."""
+    if values.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=values.device)
+    return torch.stack(values.aminmax()).isfinite().all()

@@ -64,6 +64,8 @@ class VisualTokens:
         The model's own projector, applied token by token.
     positions : Tensor of int64, (N, 4)
         Frame, tile, row and column of each token; row and column are `NEWLINE` where a token shows no patch.
+    hidden : Tensor, (N, d_hidden), optional
+        What the projector's first layer gave, where the family keeps it; nothing then has to work it out again.
 
     Raises
     ------
@@ -75,6 +77,7 @@ class VisualTokens:
     embeddings: Tensor
     projector: Callable[[Tensor], Tensor]
     positions: Tensor
+    hidden: Tensor | None = None
 
     def __post_init__(self) -> None:
         total = len(self.features)
@@ -88,9 +91,16 @@ class VisualTokens:
                 f"{total} features need {total} embeddings and positions of shape ({total}, 4), "
                 f"got {tuple(self.embeddings.shape)} and {tuple(self.positions.shape)}"
             )
+        if self.hidden is not None and len(self.hidden) != total:
+            raise ValueError(f"{total} features need {total} rows of hidden, got {len(self.hidden)}")
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def __getitem__(self, rows: Tensor) -> VisualTokens:
+        """Return some of the tokens, as one image."""
+        hidden = None if self.hidden is None else self.hidden[rows]
+        return VisualTokens(self.features[rows], self.embeddings[rows], self.projector, self.positions[rows], hidden)
 
 
 @dataclass(frozen=True)

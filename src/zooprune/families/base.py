@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 from typing import Any, ClassVar, Literal
@@ -158,6 +159,16 @@ class Family(ABC):
             handle.remove()
         return output, torch.cat([rows.flatten(0, -2) for rows in read])
 
+    @contextmanager
+    def noting(self, module: nn.Module) -> Iterator[list[Tensor]]:
+        """Collect what a module gives while the block runs, as rows."""
+        given: list[Tensor] = []
+        handle = module.register_forward_hook(lambda _module, _args, out: given.append(out.detach().flatten(0, -2)))
+        try:
+            yield given
+        finally:
+            handle.remove()
+
     def tail(self, projector: Any) -> nn.Module:
         """Return the part of the projector that works token by token, after any shuffling or pooling."""
         return projector
@@ -255,6 +266,9 @@ def joined(group: list[VisualTokens], axis: int) -> VisualTokens:
         torch.cat([tokens.embeddings for tokens in group]),
         group[0].projector,
         torch.cat(positions),
+        None
+        if group[0].hidden is None
+        else torch.cat([tokens.hidden for tokens in group if tokens.hidden is not None]),
     )
 
 

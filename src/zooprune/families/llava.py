@@ -22,20 +22,22 @@ class Llava(Family):
     )  # fmt: skip
 
     def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
-        """Encode the images; the projector's input and output are read off as they pass."""
+        """Encode the images; the projector's input, first layer and output are read off as they pass."""
         projector = model.model.multi_modal_projector
-        output, read = self.run(model, modality, inputs, projector)
+        with self.noting(projector.linear_1) as first:
+            output, read = self.run(model, modality, inputs, projector)
         embeddings = list(output.pooler_output)
         # Pixtral-like towers pack images of different sizes into one row, CLIP-like ones give a row each.
-        features = read.split([len(image) for image in embeddings])
+        lengths = [len(image) for image in embeddings]
+        features, hidden = read.split(lengths), torch.cat(first).split(lengths)
         sizes = inputs.get("image_sizes")
         if sizes is None:
             sizes = [inputs["pixel_values"].shape[-2:]] * len(embeddings)
         grids = torch.as_tensor(sizes).cpu() // torch.as_tensor(model.config.vision_config.patch_size)
         tail = self.token_wise(projector)
         tokens = [
-            VisualTokens(x, z, tail, _grid(len(z), *grid, device=z.device))
-            for x, z, grid in zip(features, embeddings, grids.tolist(), strict=True)
+            VisualTokens(x, z, tail, _grid(len(z), *grid, device=z.device), h)
+            for x, z, h, grid in zip(features, embeddings, hidden, grids.tolist(), strict=True)
         ]
         return Encoded([Visual.plain(one) for one in tokens], output)
 

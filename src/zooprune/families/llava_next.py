@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zooprune.families.base import Encoded, Family, Modality, Visual, grid_positions
 from zooprune.tokens import VisualTokens
@@ -18,6 +18,8 @@ class LlavaNext(Family):
     architectures = ("LlavaNextForConditionalGeneration",)
     title = "LLaVA-NeXT (1.6)"
     traits = ("tiles", "newlines")
+    #: Whether rows are mixed on their way into the prompt, so that the first layer's output is not that of the mixture.
+    interpolates: ClassVar[bool] = False
     image_arguments: ClassVar[tuple[str, ...]] = (
         "pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy",
     )  # fmt: skip
@@ -35,7 +37,8 @@ class LlavaNext(Family):
 
         inner.pack_image_features = noting
         try:
-            output, read = self.run(model, modality, inputs, projector)
+            with self.noting(projector.linear_1) as first:
+                output, read = self.run(model, modality, inputs, projector)
         finally:
             del inner.pack_image_features
         ((counts, args, kwargs),) = calls
@@ -47,6 +50,9 @@ class LlavaNext(Family):
         tiles = read.unflatten(0, (sum(counts), -1))
         side = round(tiles.shape[1] ** 0.5)
         features = packed(list(tiles.split(counts)), 0.0)
+        hidden: list[Tensor] | list[None] = [None] * len(counts)
+        if not self.interpolates:
+            hidden = packed(list(torch.cat(first).unflatten(0, (sum(counts), -1)).split(counts)), 0.0)
         grids = [
             torch.stack([grid_positions(side, side, tile=tile, device=read.device) for tile in range(count)])
             for count in counts
@@ -55,19 +61,19 @@ class LlavaNext(Family):
         positions = packed([grid.float() for grid in grids], -1.0)
         tail = self.token_wise(projector)
         visuals = [
-            unpacked(x, z, place.round().long(), tail, several=count > 1)
-            for x, z, place, count in zip(features, output.pooler_output, positions, counts, strict=True)
+            unpacked(VisualTokens(x, z, tail, place.round().long(), h), several=count > 1)
+            for x, z, place, h, count in zip(features, output.pooler_output, positions, hidden, counts, strict=True)
         ]
         return Encoded(visuals, output)
 
 
-def unpacked(features: Tensor, embeddings: Tensor, positions: Tensor, projector: nn.Module, *, several: bool) -> Visual:
+def unpacked(rows: VisualTokens, *, several: bool) -> Visual:
     """Tell tokens from newlines, whose tile is negative; `several` tiles begin with the small view."""
-    slots = torch.arange(len(positions), device=positions.device)
-    newlines, places = slots[positions[:, 1] < 0], slots[positions[:, 1] >= 0]
-    own = positions[places]
+    slots = torch.arange(len(rows), device=rows.positions.device)
+    newlines, places = slots[rows.positions[:, 1] < 0], slots[rows.positions[:, 1] >= 0]
+    tokens = rows[places]
     breaks = torch.cat([newlines, newlines.new_full((1,), -1)])[torch.searchsorted(newlines, places)]
     if several:
         # The small view has no newlines of its own.
-        breaks = breaks.masked_fill(own[:, 1] == 0, -1)
-    return Visual(VisualTokens(features[places], embeddings[places], projector, own), len(positions), places, breaks)
+        breaks = breaks.masked_fill(tokens.positions[:, 1] == 0, -1)
+    return Visual(tokens, len(rows), places, breaks)

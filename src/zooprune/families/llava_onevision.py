@@ -21,6 +21,7 @@ class LlavaOnevision(LlavaNext):
 
     architectures = ("LlavaOnevisionForConditionalGeneration",)
     title = "LLaVA-OneVision"
+    interpolates = True
     image_arguments = (*LlavaNext.image_arguments, "vision_aspect_ratio", "batch_num_images")
     video_arguments = ("pixel_values_videos", "vision_feature_layer", "vision_feature_select_strategy")
 

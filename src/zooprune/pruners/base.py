@@ -50,5 +50,6 @@ class Pruner:
             with stage("score", tokens.features.device):
                 scores = self.score(tokens).float()
             with stage("select", tokens.features.device):
-                index = self.choose(scores, tokens, keep).sort().values
+                # Read once here, so that nothing that looks at the index later has to wait for the device.
+                index = self.choose(scores, tokens, keep).sort().values.cpu()
         return Selection(index, len(tokens), scores)

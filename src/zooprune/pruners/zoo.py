@@ -8,17 +8,20 @@ from typing import ClassVar, Literal, get_args
 from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zooprune import sensitivity
+from zooprune.jacobian import form_of
+from zooprune.profiling import note
 from zooprune.pruners.base import Pruner
 from zooprune.selection import greedy_diverse
 from zooprune.selection.greedy import Fusion
 from zooprune.tokens import VisualTokens
+from zooprune.weight_cache import unchanged
 
 Estimator = Literal["auto", "closed_form", "jvp", "finite_difference"]
 
-_warned: WeakSet[torch.nn.Module] = WeakSet()
+_warned: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,9 @@ class ZooPrune(Pruner):
     keep : int or float
         Tokens per image, or a share of them.
     estimator : {"auto", "closed_form", "jvp", "finite_difference"}
-        How to measure sensitivity. "auto" takes the cheapest exact one: the closed form for two-layer projectors,
-        with or without a norm in front, directional derivatives for others. The paper's own is "finite_difference".
+        How to measure sensitivity. "auto" takes the cheapest one that ranks tokens as the exact one does: the closed
+        form for two-layer projectors, with or without a norm in front, directional derivatives for others. The paper's
+        own is "finite_difference".
         Where the projector is linear, none of them tells tokens apart: a warning says so once, and every token scores
         one.
     directions : int
@@ -45,6 +49,8 @@ class ZooPrune(Pruner):
         Cheaper sensitivity. For the closed form, wherever there is one: the columns kept beside G's diagonal. For the
         sampled estimators: the rank both linear layers are cut to, if the projector is two layers with an activation
         between and nothing else. Other projectors refuse it, and linear ones, which are not scored, have no use for it.
+        None keeps everything whole; only with "auto" the closed form is then worked out in the cheapest way that ranks
+        tokens like the whole (see `zooprune.jacobian.form_of`).
     seed : int
         Seed of the directions, the same for every image.
     fusion : {"product", "sum"}
@@ -77,20 +83,33 @@ class ZooPrune(Pruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return the sensitivity of each token."""
+        with unchanged(tokens.projector):
+            return self._sensitivity(tokens)
+
+    def _sensitivity(self, tokens: VisualTokens) -> Tensor:
         projector, features = tokens.projector, tokens.features
         if sensitivity.is_linear(projector, features):
             _warn_linear(projector)
             return torch.ones(len(tokens), dtype=torch.float32, device=features.device)
-        estimator = self.estimator
+        estimator, rank = self.estimator, self.rank
         if estimator == "auto":
             estimator = "closed_form" if sensitivity.has_closed_form(projector) else "jvp"
         if estimator == "closed_form":
-            return sensitivity.closed_form(projector, features, rank=self.rank)
+            free = self.estimator == "auto" and rank is None
+            return self._closed_form(tokens, "auto" if free else rank)
         if estimator == "jvp":
-            return sensitivity.jvp(projector, features, directions=self.directions, seed=self.seed, rank=self.rank)
+            return sensitivity.jvp(projector, features, directions=self.directions, seed=self.seed, rank=rank)
         return sensitivity.finite_difference(
-            projector, features, directions=self.directions, step=self.step, seed=self.seed, rank=self.rank
+            projector, features, directions=self.directions, step=self.step, seed=self.seed, rank=rank
         )
+
+    def _closed_form(self, tokens: VisualTokens, rank: int | Literal["auto"] | None) -> Tensor:
+        found = sensitivity.closed_form(tokens.projector, tokens.features, rank=rank, hidden=tokens.hidden)
+        assert isinstance(tokens.projector, nn.Module)
+        form = form_of(tokens.projector, rank)
+        note("closed_form", form.name)
+        note("rank_correlation", form.correlation)
+        return found
 
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
         """Pick greedily, on the embeddings the language model would read."""
@@ -98,7 +117,7 @@ class ZooPrune(Pruner):
 
 
 def _warn_linear(projector: object) -> None:
-    if isinstance(projector, torch.nn.Module):
+    if isinstance(projector, nn.Module):
         if projector in _warned:
             return
         _warned.add(projector)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from operator import index
 from typing import Literal, get_args
 
@@ -9,9 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zooprune.precision import exact_float32
+from zooprune.precision import all_finite, exact_float32
 
 Fusion = Literal["product", "sum"]
+
+#: Tokens whose cosines to all others are worked out in one go, at least and at most: enough for products at full
+#: speed, and few enough that most of them are picked.
+_BLOCKS = 16, 64
+#: The most that all cosines at once may take on a GPU, in bytes; beyond it they are worked out step by step.
+_LARGEST_GRAM = 2**30
 
 
 def rescale(weights: Tensor) -> Tensor:
@@ -19,12 +26,12 @@ def rescale(weights: Tensor) -> Tensor:
 
     Parameters
     ----------
-    weights : Tensor, (N,)
+    weights : Tensor, (..., N)
         -inf marks a token that must not be chosen; it stays -inf.
 
     Returns
     -------
-    Tensor of float32, (N,)
+    Tensor of float32, (..., N)
         (w - min) / (max - min + 1e-8), or all ones where every weight is the same.
 
     Raises
@@ -33,14 +40,17 @@ def rescale(weights: Tensor) -> Tensor:
         If a weight is NaN or +inf.
     """
     weights = weights.float()
-    allowed = weights > -torch.inf
-    if bool(weights.isnan().any()) or bool((weights == torch.inf).any()):
+    if bool((weights.isnan() | (weights == torch.inf)).any()):
         raise ValueError("weights contain NaN or +inf; use finite numbers, or -inf to exclude a token")
-    if not bool(allowed.any()):
-        return weights
-    low, high = weights[allowed].min(), weights[allowed].max()
-    scaled = torch.ones_like(weights) if bool(low == high) else (weights - low) / (high - low + 1e-8)
-    return scaled.masked_fill(~allowed, -torch.inf)
+    return _rescaled(weights)
+
+
+def _rescaled(weights: Tensor) -> Tensor:
+    excluded = weights == -torch.inf
+    low = weights.masked_fill(excluded, torch.inf).amin(-1, keepdim=True)
+    high = weights.amax(-1, keepdim=True)
+    scaled = torch.where(low == high, 1.0, (weights - low) / (high - low + 1e-8))
+    return scaled.masked_fill(excluded, -torch.inf)
 
 
 @torch.no_grad()
@@ -51,11 +61,15 @@ def greedy_diverse(embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fu
     The first pick has the highest weight. Every further one has the highest w * (1 - c), or w + (1 - c) for the
     paper's sum ablation, with w the rescaled weight and c the largest cosine to a token already picked.
 
+    On a CPU, cosines are worked out for a block of likely picks at a time. On a CUDA device where Triton is installed
+    they are worked out for all pairs, as long as those fit into 1 GiB, and one kernel makes all picks; everywhere else
+    they are worked out for one pick at a time. The host waits once, to check the arguments.
+
     Parameters
     ----------
-    embeddings : Tensor, (N, d)
+    embeddings : Tensor, (N, d) or (B, N, d)
         Compared by cosine in float32. A zero row has cosine 0 to everything.
-    weights : Tensor, (N,)
+    weights : Tensor, (N,) or (B, N)
         What each token is worth, on any scale: `rescale` is applied first, which leaves weights that already are
         rescaled as they are. -inf excludes a token.
     keep : int
@@ -64,7 +78,7 @@ def greedy_diverse(embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fu
 
     Returns
     -------
-    Tensor of int64, (keep,)
+    Tensor of int64, (keep,) or (B, keep)
         Indices in the order picked, on the device of the embeddings; fewer where exclusions leave fewer. Ties go to
         the lowest index.
 
@@ -73,36 +87,110 @@ def greedy_diverse(embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fu
     TypeError
         If `keep` is not an integer.
     ValueError
-        If shapes disagree, `keep` is not positive, `fusion` is neither, every token is excluded, an embedding is NaN
-        or infinite, or a weight is NaN or +inf.
+        If shapes disagree, `keep` is not positive, `fusion` is neither, every token is excluded, the rows of a batch
+        leave different numbers below `keep`, an embedding is NaN or infinite, or a weight is NaN or +inf.
     """
-    total = len(embeddings)
-    if embeddings.ndim != 2 or weights.shape != (total,):
-        raise ValueError(
-            f"embeddings (N, d) and weights (N,) disagree: {tuple(embeddings.shape)} and {tuple(weights.shape)}"
-        )
+    if embeddings.ndim not in (2, 3) or weights.shape != embeddings.shape[:-1] or embeddings.numel() == 0:
+        shapes = f"{tuple(embeddings.shape)} and {tuple(weights.shape)}"
+        raise ValueError(f"embeddings (N, d) and weights (N,) disagree or are empty: {shapes}")
     if index(keep) < 1:
         raise ValueError(f"keep={keep} must be at least 1")
     if fusion not in get_args(Fusion):
         raise ValueError(f"fusion={fusion!r} is not one of {', '.join(get_args(Fusion))}")
-    if not bool(embeddings.isfinite().all()):
-        raise ValueError("embeddings contain NaN or infinity; check the image, or run the model in bfloat16 or float32")
-    worth = rescale(weights.to(embeddings.device))
-    open_to_choice = worth > -torch.inf
-    keep = min(keep, int(open_to_choice.sum()))
-    if keep == 0:
-        raise ValueError("every token is excluded; leave at least one weight above -inf")
+    weights = weights.to(embeddings.device, torch.float32)
+    keep = min(keep, _open_to_choice(embeddings, weights, keep))
+    alone = embeddings.ndim == 2
     unit = F.normalize(embeddings.float(), dim=-1)
-    picked = torch.empty(keep, dtype=torch.int64, device=embeddings.device)
-    nearest = torch.full_like(worth, -torch.inf)
-    score = worth
+    worth = _rescaled(weights)
+    if alone:
+        unit, worth = unit[None], worth[None]
+    if unit.device.type == "cpu":
+        picked = torch.stack([_by_blocks(*image, keep, fusion) for image in zip(unit, worth, strict=True)])
+    elif unit.is_cuda and _has_triton() and unit.shape[0] * unit.shape[1] ** 2 * 4 <= _LARGEST_GRAM:
+        from zooprune.selection.triton_greedy import greedy_picks
+
+        picked = greedy_picks(unit @ unit.mT, worth, keep, product=fusion == "product")
+    else:
+        picked = _step_by_step(unit, worth, keep, fusion)
+    return picked[0] if alone else picked
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _open_to_choice(embeddings: Tensor, weights: Tensor, keep: int) -> int:
+    """Return how many tokens of every image may be picked; what is wrong with the values is read in one go."""
+    finite = all_finite(embeddings)
+    refused = (weights.isnan() | (weights == torch.inf)).any()
+    allowed = (weights > -torch.inf).sum(-1).view(-1)
+    sound, wrong, *counts = torch.cat([torch.stack([finite, refused]), allowed]).tolist()
+    if not sound:
+        raise ValueError("embeddings contain NaN or infinity; check the image, or run the model in bfloat16 or float32")
+    if wrong:
+        raise ValueError("weights contain NaN or +inf; use finite numbers, or -inf to exclude a token")
+    if min(counts) == 0:
+        raise ValueError("every token is excluded; leave at least one weight above -inf")
+    if min(counts) < keep and len(set(counts)) > 1:
+        raise ValueError(f"the images leave {min(counts)} to {max(counts)} tokens for keep={keep}; select one by one")
+    return int(min(counts))
+
+
+def _gain(worth: Tensor, cosine: Tensor, fusion: Fusion) -> Tensor:
+    """Return what tokens are worth beside one that is kept; their score is the least of these over all kept ones."""
+    return worth * (1 - cosine) if fusion == "product" else worth + (1 - cosine)
+
+
+def _step_by_step(unit: Tensor, worth: Tensor, keep: int, fusion: Fusion) -> Tensor:
+    """Pick with one product per step: (B, N, d) and (B, N) -> (B, keep)."""
+    images = torch.arange(len(unit), device=unit.device)
+    picked = torch.empty(len(unit), keep, dtype=torch.int64, device=unit.device)
+    closed = worth == -torch.inf
+    usable = worth.masked_fill(closed, 0)
+    score, least = worth, torch.full_like(worth, torch.inf)
     for place in range(keep):
         # An index that stays a tensor: reading it would make the host wait for the device at every step.
-        best = score.argmax(keepdim=True)
-        picked[place : place + 1] = best
-        open_to_choice[best] = False
-        nearest = torch.maximum(nearest, unit @ unit[best].squeeze(0))
-        distance = 1 - nearest
-        fused = worth * distance if fusion == "product" else worth + distance
-        score = torch.where(open_to_choice, fused, -torch.inf)
+        best = score.argmax(-1)
+        picked[:, place] = best
+        closed[images, best] = True
+        cosine = (unit @ unit[images, best, :, None])[..., 0]
+        least = torch.minimum(least, _gain(usable, cosine, fusion))
+        score = least.masked_fill(closed, -torch.inf)
+    return picked
+
+
+def _by_blocks(unit: Tensor, worth: Tensor, keep: int, fusion: Fusion) -> Tensor:
+    """Pick for one image, working out cosines for a block of tokens at a time: (N, d) and (N,) -> (keep,).
+
+    A matrix product is many times faster than as many products with one token, so the tokens that lead at present are
+    taken together: most are picked sooner or later. What is known never takes more memory than the embeddings.
+    """
+    total, width = unit.shape
+    least, most = _BLOCKS
+    block = min(max(least, min(keep // 2, most)), width, total)
+    usable = worth.masked_fill(worth == -torch.inf, 0)
+    picked = torch.empty(keep, dtype=torch.int64)
+    known: dict[int, Tensor] = {}
+    unknown = torch.zeros(total)
+    score = worth
+    for place in range(keep):
+        best = int(score.argmax())
+        picked[place] = best
+        gain = known.get(best)
+        if gain is None:
+            if len(known) + block > width:
+                known.clear()
+                unknown.zero_()
+            hopes = score + unknown
+            hopes[best] = torch.inf
+            likely = hopes.topk(block).indices
+            known.update(zip(likely.tolist(), _gain(usable, unit[likely] @ unit.T, fusion), strict=True))
+            unknown[likely] = -torch.inf
+            gain = known[best]
+        if place == 0:
+            score = gain.masked_fill(worth == -torch.inf, -torch.inf)
+        else:
+            # Tokens that are excluded or picked stay where they are, at minus infinity.
+            torch.minimum(score, gain, out=score)
+        score[best] = -torch.inf
     return picked

@@ -1,0 +1,126 @@
+"""How near a pruned request comes to one whose tokens were chosen at no cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+
+from zooprune.benching.measuring import compare
+from zooprune.benching.paper import AsPublished
+from zooprune.benching.shapes import shape_of
+from zooprune.families import find_family
+from zooprune.families.base import Encoded
+from zooprune.generation import Report, prune
+from zooprune.profiling import generation_flops
+from zooprune.pruners import Pruner, ZooPrune
+from zooprune.tokens import Budget, Selection, VisualTokens
+
+
+@dataclass(frozen=True)
+class FirstTokens(Pruner):
+    """Keep the first tokens: a choice that costs nothing."""
+
+    name: ClassVar[str] = "first"
+    source: ClassVar[str] = "none"
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Return the first tokens."""
+        return Selection(torch.arange(Budget(self.keep).count(len(tokens))), len(tokens))
+
+
+def rows(
+    shape: str,
+    *,
+    budgets: tuple[int | float, ...] | None = None,
+    new_tokens: tuple[int, ...] = (1, 16),
+    repeats: int = 5,
+    device: str = "cpu",
+    published: bool = True,
+) -> list[dict[str, Any]]:
+    """Compare requests with one image, from pixels to the last new token, in bfloat16.
+
+    Parameters
+    ----------
+    shape : str
+        A name of `zooprune.benching.shapes.SHAPES`.
+    budgets : tuple of int or float, optional
+        Those of the shape when left out.
+    new_tokens : tuple of int
+        Answer lengths; 1 is the prefill alone.
+    repeats : int
+    device : str
+    published : bool
+        Whether the method as published runs too.
+
+    Returns
+    -------
+    list of dict
+        The rows of `compare`, whose operations are those of the language model, with `stages`: the seconds of each
+        stage in one more request with pruning.
+    """
+    known = shape_of(shape)
+    model: Any = known.model(device=device)
+    inputs = known.inputs(device=device)
+    found = []
+    for budget in budgets or known.budgets:
+        keep = Budget(budget).count(known.tokens)
+        pruners = {"zooprune": ZooPrune(keep=keep)} | ({"as published": AsPublished(keep=keep)} if published else {})
+        with prune(model, FirstTokens(keep)) as session:
+            limit = without_choosing(model, inputs, session.prepare(inputs))
+            lengths = {"all tokens": session.reports[-1].prompt_length, "limit": session.reports[-1].pruned_length}
+        for count in new_tokens:
+            options = {"max_new_tokens": count, "do_sample": False}
+            providers: dict[str, Callable[[], object]] = {
+                "limit": partial(limit, **options),
+                **{name: partial(pruned, model, inputs, pruner, options) for name, pruner in pruners.items()},
+                "all tokens": partial(model.generate, **inputs, **options),
+            }
+            text = model.config.get_text_config()
+            flops = {name: generation_flops(text, lengths.get(name, lengths["limit"]), count) for name in providers}
+            # The first of them works out what depends on the weights alone.
+            *_, stages = (pruned(model, inputs, pruners["zooprune"], options).seconds for _ in range(2))
+            with torch.no_grad():
+                found += compare(
+                    providers, repeats=repeats, device=device, flops=flops, shape=shape, budget=budget, keep=keep,
+                    tokens=known.tokens, new_tokens=count, stages=stages,
+                )  # fmt: skip
+    return found
+
+
+def pruned(model: Any, inputs: dict[str, Any], pruner: Pruner, options: dict[str, Any]) -> Report:
+    """Answer one request with pruning, and return what became of it."""
+    with prune(model, pruner) as session:
+        model.generate(**inputs, **options)
+        return session.reports[-1]
+
+
+def without_choosing(model: Any, inputs: dict[str, Any], prepared: dict[str, Any]) -> Callable[..., object]:
+    """Return a request that encodes, takes the first tokens and generates from the short prompt, and nothing else.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    inputs : mapping
+        What the processor would give.
+    prepared : mapping
+        What `Session.prepare` makes of it, the short prompt being worked out beforehand.
+    """
+    family = find_family(model)
+    pixels = {name: inputs[name] for name in family.arguments("image") if name in inputs}
+    names = ["input_ids", "attention_mask"] + (["position_ids"] if prepared["position_ids"].ndim == 3 else [])
+    prompt = {name: prepared[name] for name in names}
+    kept = sum(len(rows.flatten(0, -2)) for rows in prepared["mm_encoder_outputs"]["image"].pooler_output)
+
+    def request(**options: Any) -> object:
+        with torch.no_grad():
+            output = model.model.get_image_features(**pixels, return_dict=True)
+            everything = sum(len(rows.flatten(0, -2)) for rows in output.pooler_output)
+            stays = torch.arange(everything) < kept
+            cut = Encoded([], output).cut(stays, [kept])
+            return model.generate(**prompt, mm_encoder_outputs={"image": cut}, **options)
+
+    return request

@@ -1,0 +1,303 @@
+"""The Frobenius norm of a two-layer projector's Jacobian at every token, from quadratic forms made of the weights.
+
+A projector brings matrices G that depend on its weights alone; the norm is d^T G d, with d the activation's slopes at
+the token, or a sum of such terms. Three ways to work it out are here: whole, as G's diagonal plus a few columns, and
+about the slopes that the tokens of an image have in common, which is nearly exact and costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zooprune.precision import exact_float32
+from zooprune.projectors import NormedMLP, Projector
+from zooprune.two_layer import TwoLayer, as_mlp, in_float32
+from zooprune.weight_cache import cached
+
+#: Tokens worked on at once where each is scored by itself. What they give in between then stays in a CPU's cache.
+_CHUNK = 256
+#: Tokens worked on at once where they are scored together, which bounds the memory.
+_TOGETHER = 4096
+#: How many means of strips are tried, and the width of the hidden layer from which on that pays.
+_STRIPS = (16, 64)
+_LEAST_HIDDEN = 1024
+#: Random tokens on which a cheaper form is held against the whole one, and what it has to reach there.
+_PROBES = 256
+_LEAST_CORRELATION = 0.999
+
+
+#: Gives d^T G d for every row d: (N, d) -> (N,).
+Quadratic = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """d^T G d as it stands.
+
+    Parameters
+    ----------
+    gram : Tensor, (d, d)
+        G, symmetric positive semi-definite.
+    """
+
+    gram: Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return the value for every row."""
+        return ((rows @ self.gram) * rows).sum(-1)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """d^T G d with G ~ diag(r) + L L^T.
+
+    Parameters
+    ----------
+    residual : Tensor, (d,)
+        r: what G's diagonal has beside that of the product, which makes it exact.
+    columns : Tensor, (d, rank)
+        L.
+    """
+
+    residual: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, gram: Tensor, rank: int) -> LowRank:
+        """Return the form at a rank (Nystroem on a power basis)."""
+        rank = min(rank, len(gram))
+        generator = torch.Generator().manual_seed(0)
+        basis = torch.randn(len(gram), rank, generator=generator, dtype=torch.float32, device="cpu").to(gram.device)
+        for _ in range(6):
+            basis, _ = torch.linalg.qr(gram @ basis)
+        image = gram @ basis
+        values, vectors = torch.linalg.eigh(basis.T @ image)
+        safe = values.clamp_min(values.max() * 1e-6)
+        columns = image @ vectors / safe.sqrt()
+        return cls((gram.diagonal() - columns.square().sum(-1)).clamp_min(0), columns)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return the value for every row."""
+        return rows.square() @ self.residual + (rows @ self.columns).square().sum(-1)
+
+
+@dataclass(frozen=True)
+class AboutMeans:
+    """d^T G d, exact as far as the rows go along the means of strips of them.
+
+    With p the part of d in the span of the means and q the rest, d^T G d = p^T G p + 2 p^T G q + q^T G q. The first two
+    are exact; of the last one, small as it is, only G's diagonal is taken. G meets a few vectors and not every row.
+
+    Parameters
+    ----------
+    gram : Tensor, (d, d)
+    strips : int
+        How many runs of following rows are averaged.
+    """
+
+    gram: Tensor
+    strips: int
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return the value for every row, given those beside it."""
+        means = torch.stack([strip.mean(0) for strip in rows.tensor_split(min(self.strips, len(rows)))])
+        basis, _ = torch.linalg.qr(means.T)
+        # From the left, along the rows of G as they lie in memory.
+        image = (basis.T @ self.gram).T
+        along = rows @ basis
+        rest = rows - along @ basis.T
+        linear = along @ (basis.T @ image) + 2 * (rest @ image)
+        return (linear * along).sum(-1) + rest.square_() @ self.gram.diagonal()
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the quadratic forms of one projector are worked out.
+
+    Parameters
+    ----------
+    quadratics : tuple of Quadratic
+    name : str
+        In words.
+    correlation : float
+        Spearman's rank correlation, on random tokens, of the scores it gives with those of the whole.
+    together : int
+        How many tokens are scored at once.
+    """
+
+    quadratics: tuple[Quadratic, ...]
+    name: str = "whole"
+    correlation: float = 1.0
+    together: int = _CHUNK
+
+
+def has_closed_form(projector: Projector) -> bool:
+    """Return whether `squared_norm` knows the projector's form."""
+    return isinstance(projector, NormedMLP) or as_mlp(projector) is not None
+
+
+def squared_norm(projector: nn.Module, features: Tensor, form: Form, hidden: Tensor | None = None) -> Tensor:
+    """Return ||J||_F^2 of a projector that has a closed form, float32 (N,).
+
+    Parameters
+    ----------
+    projector : torch.nn.Module
+    features : Tensor of float32, (N, d_vision)
+    form : Form
+        What `form_of` gives for this projector.
+    hidden : Tensor, (N, d_hidden), optional
+        The first layer's output for these features, if it is at hand; of no use where there is a norm in front.
+    """
+    parts = _parts(projector)
+    steps = features.split(form.together)
+    given = [None] * len(steps) if hidden is None else hidden.split(form.together)
+    found = [parts.squared(rows, ready, form.quadratics) for rows, ready in zip(steps, given, strict=True)]
+    return torch.cat(found).clamp_min(0)
+
+
+@exact_float32()
+def form_of(projector: nn.Module, rank: int | Literal["auto"] | None) -> Form:
+    """Return how to work out the quadratic forms, made once for as long as the weights stay the same.
+
+    Parameters
+    ----------
+    projector : torch.nn.Module
+        One that has a closed form.
+    rank : int, "auto" or None
+        None is the whole, a number the diagonal plus so many columns. "auto" is `AboutMeans` with as few strips as rank
+        tokens like the whole, or the whole where that fails or the matrices are too small for it to pay.
+    """
+    parts = _parts(projector)
+
+    def whole() -> Form:
+        return Form(tuple(Whole(gram) for gram in parts.grams()))
+
+    def about_means() -> Form | None:
+        grams = tuple(parts.grams())
+        for strips in _STRIPS:
+            cheap = Form(tuple(AboutMeans(gram, strips) for gram in grams), f"about {strips} means", 0.0, _TOGETHER)
+            found = _measured(projector, cheap, grams)
+            if found.correlation >= _LEAST_CORRELATION:
+                return found
+        return None
+
+    def low_rank(columns: int) -> Form:
+        grams = tuple(parts.grams())
+        cheap = Form(tuple(LowRank.of(gram, columns) for gram in grams), f"diagonal + {columns} columns")
+        return _measured(projector, cheap, grams)
+
+    if isinstance(rank, int):
+        return cached(projector, ("form", rank), lambda: low_rank(rank))
+    if rank == "auto" and parts.d_hidden >= _LEAST_HIDDEN:
+        form = cached(projector, "about means", about_means)
+        if form is not None:
+            return form
+    return cached(projector, "whole", whole)
+
+
+def _measured(projector: nn.Module, form: Form, grams: tuple[Tensor, ...]) -> Form:
+    """Return the form with its correlation filled in."""
+    # Alike as they are, such tokens are harder to tell apart than those of an image.
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(_PROBES, _parts(projector).d_vision, generator=generator, dtype=torch.float32, device="cpu")
+    probes = probes.to(grams[0].device)
+    exact = squared_norm(projector, probes, Form(tuple(Whole(gram) for gram in grams)))
+    return replace(form, correlation=rank_correlation(squared_norm(projector, probes, form), exact))
+
+
+def slopes(activation: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    """Return an elementwise activation's derivative, the shape of `hidden`, float32."""
+    with torch.inference_mode(False), torch.enable_grad():
+        hidden = hidden.detach().float()
+        # Tensors made in inference mode take no part in differentiation, their copies do.
+        hidden = (hidden.clone() if hidden.is_inference() else hidden.detach()).requires_grad_()
+        (found,) = torch.autograd.grad(activation(hidden), hidden, torch.ones_like(hidden))
+    return found
+
+
+class _Plain:
+    """W2 act(W1 x + b1) + b2: ||J||^2 = d^T G d with d the slopes and G = (W1 W1^T) * (W2^T W2), elementwise."""
+
+    def __init__(self, projector: nn.Module, mlp: TwoLayer) -> None:
+        self._projector, self._mlp = projector, mlp
+        self.d_hidden, self.d_vision = mlp.first.weight.shape
+
+    def grams(self) -> Iterator[Tensor]:
+        weight_1, weight_2 = self._mlp.weight_1, self._mlp.weight_2
+        yield (weight_1 @ weight_1.T).mul_(weight_2.T @ weight_2)
+
+    def squared(self, rows: Tensor, hidden: Tensor | None, quadratics: tuple[Quadratic, ...]) -> Tensor:
+        if hidden is None:
+            weight, bias = cached(self._projector, "first", lambda: (self._mlp.weight_1, self._mlp.bias_1))
+            hidden = (rows @ weight.T).add_(bias)
+        return quadratics[0](slopes(self._mlp.activation, hidden))
+
+
+class _Normed:
+    """A norm in front of W1, one for each block of the token: a scale and a rank-one term for each block.
+
+    With x^ the block's normalised value, s its scale, n its width and g the norm's weight, the norm's own Jacobian N
+    has N N^T = diag(g) (C - c x^ x^^T) diag(g) / s^2, where c = (2 - ||x^||^2 / n) / n and C takes the mean away if
+    the norm does.
+    """
+
+    def __init__(self, projector: NormedMLP) -> None:
+        self._projector = projector
+        self.d_hidden = projector.second.weight.shape[1]
+        self.d_vision = projector.blocks * projector.gain.shape[0]
+
+    def grams(self) -> Iterator[Tensor]:
+        """Yield G for every block, then W2^T W2 for the rank-one terms."""
+        weight_2 = self._projector.second.weight.detach().float()
+        output = weight_2.T @ weight_2
+        columns, _ = cached(self._projector, "first", self._first)
+        for block in columns.unbind(1):
+            if self._projector.centred:
+                block = block - block.mean(-1, keepdim=True)
+            yield (block @ block.T).mul_(output)
+        yield output
+
+    def squared(self, rows: Tensor, _hidden: Tensor | None, quadratics: tuple[Quadratic, ...]) -> Tensor:
+        columns, constant = cached(self._projector, "first", self._first)
+        *wholes, output = quadratics
+        unit, scale = self._projector.normalised(rows.unflatten(-1, (self._projector.blocks, -1)))
+        # What each block adds to the hidden units; they sum to what the activation reads.
+        shares = torch.stack([unit[:, b] @ columns[:, b].T for b in range(self._projector.blocks)])
+        found = slopes(self._projector.activation, shares.sum(0) + constant)
+        taken = (2 - unit.square().mean(-1)) / unit.shape[-1]
+        total = rows.new_zeros(len(rows))
+        for block, (whole, share) in enumerate(zip(wholes, shares, strict=True)):
+            along = output(found * share)
+            total += (whole(found) - taken[:, block] * along) / scale[:, block].square()
+        return total
+
+    def _first(self) -> tuple[Tensor, Tensor]:
+        """Return W1 diag(g), (d_hidden, blocks, n), and what the first layer gives for the norm's own bias."""
+        blocks = self._projector.blocks
+        gain = self._projector.gain.detach().float()
+        bias = getattr(self._projector.norm, "bias", None)
+        shift = torch.zeros_like(gain) if bias is None else bias.detach().float()
+        first = in_float32(self._projector.first)
+        origin = first(shift.repeat(blocks)[None])
+        identity = torch.eye(blocks * len(gain), device=gain.device)
+        weight = (first(identity) - first(torch.zeros_like(identity[:1]))).T
+        return weight.unflatten(1, (blocks, -1)) * gain, origin[0]
+
+
+def _parts(projector: Projector) -> _Plain | _Normed:
+    if isinstance(projector, NormedMLP):
+        return _Normed(projector)
+    mlp = as_mlp(projector)
+    assert mlp is not None and isinstance(projector, nn.Module), "only projectors that have a closed form come here"
+    return _Plain(projector, mlp)
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> float:
+    """Return Spearman's rank correlation of two score vectors, (N,) each."""
+    ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
+    return float(torch.corrcoef(ranks)[0, 1])
