@@ -119,9 +119,9 @@ STAGES = (
     Stage(
         "all patches",
         side=SIDE,
-        steps=380,
+        steps=480,
         batch=16,
-        rate=3e-4,
+        rate=4e-4,
         final=0.0,
         questions=12,
         counting=4,
