@@ -19,12 +19,13 @@ from zooprune.bundled.questions import KINDS
 
 def main(log: Path, picture: Path) -> None:
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    figure, (losses, shares) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure, (losses, shares) = plt.subplots(1, 2, figsize=(15, 4.5), layout="constrained")
     labels = {"patch": "what each patch shows", "answer": "answers", "ground": "where a named thing is"}
     for name, label in labels.items():
         points = [(row["step"], row["loss"][name]) for row in rows if name in row["loss"]]
         losses.plot(*zip(*points, strict=True), label=label)
     losses.set(title="training loss", xlabel="step", yscale="log")
+    shares.set_prop_cycle(color=plt.get_cmap("tab20").colors)
     for name in ("patches of things", "patches of characters", *KINDS, "accuracy"):
         points = [(row["step"], 100 * row["held_out"][name]) for row in rows if name in row["held_out"]]
         heavy = {"color": "black", "linewidth": 2.5} if name == "accuracy" else {}
@@ -39,7 +40,7 @@ def main(log: Path, picture: Path) -> None:
             axes.text(
                 step, 0.01, f" {stage}", rotation=90, fontsize=7, color="0.4", transform=axes.get_xaxis_transform()
             )
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         axes.grid(alpha=0.3)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
