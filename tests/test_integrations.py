@@ -142,8 +142,8 @@ def test_vlmevalkit_answers_as_the_library_does(vlmevalkit, bundled, items, tmp_
     replies = []
     for number, item in enumerate(items):
         path = tmp_path / f"{number}.png"
-        item.image.save(path)
-        message = [{"type": "image", "value": str(path)}, {"type": "text", "value": item.question.text}]
+        scene_image(item.scenes[0]).save(path)
+        message = [{"type": "image", "value": str(path)}, {"type": "text", "value": item.question}]
         replies.append(model.generate(message, dataset="MME"))
     assert replies == expected
 
