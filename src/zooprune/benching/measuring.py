@@ -30,14 +30,14 @@ def compare(
     Parameters
     ----------
     providers : mapping of str to callable
-        Each is called once before anything is measured.
+        Each is called twice before the first round: for what it works out and keeps, then for memory and operations.
     repeats : int
         Rounds.
     device : torch.device or str
         Where the work is done; a GPU is waited for.
     flops : mapping of str to int, optional
-        Floating-point operations of each provider; left out, they are counted in the first call: matrix products,
-        convolutions and attention, a multiply-add as two.
+        Floating-point operations of each provider; left out, they are counted: matrix products, convolutions and
+        attention, a multiply-add as two.
     **labels
         Written into every row.
 
@@ -51,13 +51,11 @@ def compare(
     device = torch.device(device)
     counted, peaks = dict(flops or {}), {}
     for name, work in providers.items():
-        if name in counted:
-            work()
-        else:
-            with _Counter() as counter:
-                work()
-            counted[name] = counter.flops
-        peaks[name] = peak_bytes(work, device)
+        # What is worked out once and kept belongs to no figure.
+        work()
+        with _Counter() as counter:
+            peaks[name] = peak_bytes(work, device)
+        counted.setdefault(name, counter.flops)
     seconds: dict[str, list[float]] = {name: [] for name in providers}
     for _ in range(repeats):
         for name, work in providers.items():
