@@ -40,7 +40,7 @@ def main() -> None:
         device=arguments.device,
         published=not arguments.no_published,
     )
-    Console().print(table(rows, arguments.shape))
+    Console(width=100).print(table(rows, arguments.shape))
     drawn, panels = figure(len(arguments.new_tokens))
     for axes, count in zip(panels, arguments.new_tokens, strict=True):
         shown = [row for row in rows if row["new_tokens"] == count]

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     rows = memory.rows(arguments.shape, device=arguments.device)
-    Console().print(table(rows, arguments.shape))
+    Console(width=100).print(table(rows, arguments.shape))
     drawn, (axes,) = figure(1)
     kept = [row["keep"] for row in rows]
     axes.plot(kept, [row["kv_cache_bytes"] / 2**20 for row in rows], marker="o", markersize=3, label="KV cache")

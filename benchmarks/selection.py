@@ -43,7 +43,7 @@ def main() -> None:
         measured[case] = selection.rows(
             tokens, keep, batch=batch, repeats=arguments.repeats, device=arguments.device, plain=plain
         )
-        Console().print(table(measured[case], "selection"))
+        Console(width=100).print(table(measured[case], "selection"))
     drawn, panels = figure(len(cases))
     for axes, (along, some) in zip(panels, cases.items(), strict=True):
         # One budget along the tokens, one number of tokens along the budgets.

@@ -3,7 +3,7 @@
     python benchmarks/sensitivity.py [--shapes llava-1.5-7b ...] [--tokens 576 ...] [--repeats 5] [--device cpu]
 
 Shapes are those of known models; weights and features are random, since speed does not depend on the values. The
-estimators that sample run at the first number of tokens alone.
+estimators that sample run at the first shape and the first number of tokens alone.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     rows = []
-    for shape in arguments.shapes:
-        for place, tokens in enumerate(arguments.tokens):
-            found = sensitivity.rows(
-                shape, tokens=tokens, repeats=arguments.repeats, device=arguments.device, sampled=place == 0
-            )
-            Console().print(table(found, shape))
-            rows += found
+    for place, shape in enumerate(arguments.shapes):
+        found = sensitivity.rows(
+            shape,
+            tokens=tuple(arguments.tokens),
+            repeats=arguments.repeats,
+            device=arguments.device,
+            sampled=place == 0,
+        )
+        Console(width=100).print(table(found, shape))
+        rows += found
     drawn, panels = figure(len(arguments.shapes))
     for axes, shape in zip(panels, arguments.shapes, strict=True):
         lines(axes, [row for row in rows if row["shape"] == shape], "tokens", f"tokens ({shape})")

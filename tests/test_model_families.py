@@ -164,6 +164,14 @@ def test_the_projector_makes_the_embeddings_of_the_features(case, model):
         torch.testing.assert_close(tokens.projector(tokens.features), tokens.embeddings, rtol=1e-4, atol=1e-5)
 
 
+def test_what_the_first_layer_gave_is_kept_beside_its_tokens(case, model):
+    for visual in encode(model, case.make(model, [list(range(case.kinds))])).visuals:
+        tokens = visual.tokens
+        assert (tokens.hidden is not None) == (case.name in ("llava", "llava_next", "llava_next_video"))
+        if tokens.hidden is not None:
+            torch.testing.assert_close(tokens.projector.linear_1(tokens.features), tokens.hidden, rtol=1e-4, atol=1e-5)
+
+
 def test_sensitivity_is_that_of_the_real_projector(case, model):
     """Against Jacobians that autograd works out in float64."""
     tokens = encode(model, case.make(model, [[0]])).visuals[0].tokens

@@ -60,3 +60,16 @@ def test_a_selection_is_of_int64():
 def test_visual_tokens_agree_in_number(features, embeddings, positions):
     with pytest.raises(ValueError, match=r"features"):
         VisualTokens(torch.ones(features), torch.ones(embeddings), lambda x: x, torch.zeros(positions).long())
+
+
+def test_some_tokens_are_an_image_too():
+    rows = torch.arange(12.0).view(4, 3)
+    tokens = VisualTokens(rows, rows * 2, lambda x: x, torch.zeros(4, 4).long(), rows * 3)
+    some = tokens[torch.tensor([3, 1])]
+    assert (
+        len(some) == 2
+        and torch.equal(some.hidden, 3 * rows[[3, 1]])
+        and torch.equal(some.embeddings, 2 * some.features)
+    )
+    with pytest.raises(ValueError, match="4 features need 4 rows of hidden, got 3"):
+        VisualTokens(rows, rows, lambda x: x, torch.zeros(4, 4).long(), rows[:3])

@@ -112,7 +112,7 @@ class AboutMeans:
         along = rows @ basis
         rest = rows - along @ basis.T
         linear = along @ (basis.T @ image) + 2 * (rest @ image)
-        return (linear * along).sum(-1) + rest.square_() @ self.gram.diagonal()
+        return (linear * along).sum(-1) + rest.square_() @ self.gram.diagonal().contiguous()
 
 
 @dataclass(frozen=True)
@@ -270,10 +270,11 @@ class _Normed:
         shares = torch.stack([unit[:, b] @ columns[:, b].T for b in range(self._projector.blocks)])
         found = slopes(self._projector.activation, shares.sum(0) + constant)
         taken = (2 - unit.square().mean(-1)) / unit.shape[-1]
+        # All blocks together: the matrix is read once.
+        along = output((found * shares).flatten(0, 1)).view(len(shares), -1)
         total = rows.new_zeros(len(rows))
-        for block, (whole, share) in enumerate(zip(wholes, shares, strict=True)):
-            along = output(found * share)
-            total += (whole(found) - taken[:, block] * along) / scale[:, block].square()
+        for block, whole in enumerate(wholes):
+            total += (whole(found) - taken[:, block] * along[block]) / scale[:, block].square()
         return total
 
     def _first(self) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,14 +30,14 @@ def compare(
     Parameters
     ----------
     providers : mapping of str to callable
-        Each is called once before anything is measured.
+        Each is called twice before the first round: for what it works out and keeps, then for memory and operations.
     repeats : int
         Rounds.
     device : torch.device or str
         Where the work is done; a GPU is waited for.
     flops : mapping of str to int, optional
-        Floating-point operations of each provider; left out, they are counted in the first call: matrix products,
-        convolutions and attention, a multiply-add as two.
+        Floating-point operations of each provider; left out, they are counted: matrix products, convolutions and
+        attention, a multiply-add as two.
     **labels
         Written into every row.
 
@@ -50,13 +51,11 @@ def compare(
     device = torch.device(device)
     counted, peaks = dict(flops or {}), {}
     for name, work in providers.items():
-        if name in counted:
-            work()
-        else:
-            with _Counter() as counter:
-                work()
-            counted[name] = counter.flops
-        peaks[name] = peak_bytes(work, device)
+        # What is worked out once and kept belongs to no figure.
+        work()
+        with _Counter() as counter:
+            peaks[name] = peak_bytes(work, device)
+        counted.setdefault(name, counter.flops)
     seconds: dict[str, list[float]] = {name: [] for name in providers}
     for _ in range(repeats):
         for name, work in providers.items():
@@ -110,9 +109,11 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - held
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     try:
+        # What was freed goes back to the system first, or work that fits into it would seem to need nothing.
+        ctypes.CDLL(None).malloc_trim(0)
         # Sets the peak that the kernel remembers back to the present size.
         reset.write_text("5")
-    except OSError:
+    except (OSError, AttributeError):
         return None
     held = _field(status, "VmRSS")
     work()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zooprune import sensitivity
 from zooprune.benching.measuring import compare
@@ -21,7 +21,7 @@ RANK = 64
 
 
 def rows(
-    shape: str, *, tokens: int | None = None, repeats: int = 5, device: str = "cpu", sampled: bool = True
+    shape: str, *, tokens: tuple[int, ...] | None = None, repeats: int = 5, device: str = "cpu", sampled: bool = True
 ) -> list[dict[str, Any]]:
     """Compare the estimators on one projector and its random features.
 
@@ -29,13 +29,13 @@ def rows(
     ----------
     shape : str
         A name of `zooprune.benching.shapes.SHAPES`.
-    tokens : int, optional
+    tokens : tuple of int, optional
         How many; as many as an image of the shape has when left out.
     repeats : int
     device : str
     sampled : bool
-        Whether the estimators that perturb or differentiate along 64 directions run too, which take a hundred times
-        longer than the others.
+        Whether the estimators that perturb or differentiate along many directions run too, at the first number of
+        tokens; they take a hundred times longer than the others.
 
     Returns
     -------
@@ -45,42 +45,52 @@ def rows(
         made.
     """
     known = shape_of(shape)
-    tokens = tokens or known.tokens
     half = known.projector().to(device, torch.bfloat16)
     # The very same values in float32, so that all rows score one projector.
     whole = copy.deepcopy(half).float()
-    generator = torch.Generator().manual_seed(1)
-    half_features = torch.randn(tokens, known.d_vision, generator=generator).to(device, torch.bfloat16)
-    features = half_features.float()
-    providers: dict[str, Callable[[], Tensor]] = {
-        "finite differences, float32": lambda: finite_differences(whole, features),
-        "finite differences, bfloat16": lambda: finite_differences(half, half_features),
+    form = form_of(whole, "auto")
+    found = []
+    for place, count in enumerate(tokens or (known.tokens,)):
+        generator = torch.Generator().manual_seed(1)
+        features = torch.randn(count, known.d_vision, generator=generator).to(device, torch.bfloat16)
+        scores: dict[str, Tensor] = {}
+        estimators = _closed_forms(whole, half, features)
+        if sampled and place == 0:
+            estimators = _sampled(whole, half, features) | estimators
+        mine = compare(
+            {name: _keeping(scores, name, score) for name, score in estimators.items()},
+            repeats=repeats, device=device, shape=shape, tokens=count, auto=form.name, auto_on_probes=form.correlation,
+        )  # fmt: skip
+        for row in mine:
+            row["rank_correlation"] = rank_correlation(scores[row["provider"]], scores["closed form"])
+        found += mine
+    return found
+
+
+def _sampled(whole: nn.Module, half: nn.Module, features: Tensor) -> dict[str, Callable[[], Tensor]]:
+    return {
+        "finite differences, float32": lambda: finite_differences(whole, features.float()),
+        "finite differences, bfloat16": lambda: finite_differences(half, features),
         "derivatives, 64 directions": lambda: sensitivity.jvp(whole, features, directions=64),
-    }
-    if not sampled:
-        providers.clear()
-    providers |= {
         "derivatives, 8 directions": lambda: sensitivity.jvp(whole, features, directions=8),
+    }
+
+
+def _closed_forms(whole: nn.Module, half: nn.Module, features: Tensor) -> dict[str, Callable[[], Tensor]]:
+    forms = {
         "closed form": lambda: sensitivity.closed_form(whole, features),
         f"closed form, rank {RANK}": lambda: sensitivity.closed_form(whole, features, rank=RANK),
         "closed form, auto": lambda: sensitivity.closed_form(whole, features, rank="auto"),
-        "closed form, auto, bfloat16": lambda: sensitivity.closed_form(half, half_features, rank="auto"),
+        "closed form, auto, bfloat16": lambda: sensitivity.closed_form(half, features, rank="auto"),
     }
-    if not isinstance(half, NormedMLP):
-        hidden = half[0](half_features)  # type: ignore[index]
-        providers["the same, first layer shared"] = lambda: sensitivity.closed_form(
-            half, half_features, rank="auto", hidden=hidden
-        )
-    scores: dict[str, Tensor] = {}
+    if isinstance(half, NormedMLP):
+        return forms
+    hidden = half[0](features)  # type: ignore[index]
+    shared = {
+        "the same, first layer shared": lambda: sensitivity.closed_form(half, features, rank="auto", hidden=hidden)
+    }
+    return forms | shared
 
-    def keeping(name: str, score: Callable[[], Tensor]) -> Callable[[], object]:
-        return lambda: scores.update({name: score()})
 
-    form = form_of(whole, "auto")
-    found = compare(
-        {name: keeping(name, score) for name, score in providers.items()},
-        repeats=repeats, device=device, shape=shape, tokens=tokens, auto=form.name, auto_on_probes=form.correlation,
-    )  # fmt: skip
-    for row in found:
-        row["rank_correlation"] = rank_correlation(scores[row["provider"]], scores["closed form"])
-    return found
+def _keeping(scores: dict[str, Tensor], name: str, score: Callable[[], Tensor]) -> Callable[[], object]:
+    return lambda: scores.update({name: score()})

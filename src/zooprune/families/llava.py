@@ -29,12 +29,13 @@ class Llava(Family):
         embeddings = list(output.pooler_output)
         # Pixtral-like towers pack images of different sizes into one row, CLIP-like ones give a row each.
         lengths = [len(image) for image in embeddings]
-        features, hidden = read.split(lengths), torch.cat(first).split(lengths)
+        features, tail = read.split(lengths), self.token_wise(projector)
+        # With a norm in front of it, the first layer's output alone does not tell the slopes of the whole.
+        hidden = torch.cat(first).split(lengths) if tail is projector else [None] * len(lengths)
         sizes = inputs.get("image_sizes")
         if sizes is None:
             sizes = [inputs["pixel_values"].shape[-2:]] * len(embeddings)
         grids = torch.as_tensor(sizes).cpu() // torch.as_tensor(model.config.vision_config.patch_size)
-        tail = self.token_wise(projector)
         tokens = [
             VisualTokens(x, z, tail, _grid(len(z), *grid, device=z.device), h)
             for x, z, h, grid in zip(features, embeddings, hidden, grids.tolist(), strict=True)

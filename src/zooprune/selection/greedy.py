@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from operator import index
 from typing import Literal, get_args
 
@@ -115,6 +116,7 @@ def greedy_diverse(embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fu
     return picked[0] if alone else picked
 
 
+@cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
