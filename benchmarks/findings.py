@@ -110,7 +110,7 @@ def overlap(subject: Subject, examples: list, variant: dict[str, Any], keep: int
 def compare_with_zoo(
     subject: Subject, examples: list, variants: dict[str, dict[str, Any]], folder: Path
 ) -> list[dict[str, Any]]:
-    """Ask the unpruned model, ZOO-Prune and its variants the same questions, and return a row per variant and budget."""
+    """Ask the model, ZOO-Prune and its variants the same questions, and return a row per variant and budget."""
     settings = [Setting(), *(Setting("zoo", keep) for keep in BUDGETS)]
     settings += [Setting(keep=keep, **variant) for keep in BUDGETS for variant in variants.values()]
     configuration = {"questions": fingerprint(examples), "settings": [list(setting.key) for setting in settings]}
