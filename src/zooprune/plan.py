@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, get_args
 
 from zooprune.budgeting import Newlines, Scope
 from zooprune.families.base import Positions
+from zooprune.files import write_text
 from zooprune.pruners import Pruner, get_pruner
 
 #: The version of the file's layout.
@@ -102,10 +102,4 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan; an older file stays until the new one is whole."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps({"version": VERSION} | dataclasses.asdict(self), indent=1) + "\n")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(Path(path), json.dumps({"version": VERSION} | dataclasses.asdict(self), indent=1) + "\n")

@@ -10,7 +10,8 @@ from zooprune.evaluation.cases import draw_case, worst_cases
 from zooprune.evaluation.examples import Example
 from zooprune.evaluation.page import page
 from zooprune.evaluation.report import digest, markdown
-from zooprune.evaluation.runner import Results, Setting, Subject, write_text
+from zooprune.evaluation.runner import Results, Setting, Subject
+from zooprune.files import write_text
 
 #: The folder of the pictures, inside that of the run.
 PICTURES = "cases"

@@ -20,6 +20,7 @@ from zooprune.evaluation.environment import describe
 from zooprune.evaluation.evidence import kept_regions
 from zooprune.evaluation.examples import Example
 from zooprune.evaluation.metrics import is_right
+from zooprune.files import write_text
 from zooprune.generation import Newlines, Positions, Report, Scope, prune
 from zooprune.profiling import kv_cache_bytes, prefill_flops
 from zooprune.pruners import Pruner, get_pruner, pruner_class
@@ -297,16 +298,6 @@ def read_rows(path: Path) -> list[Row]:
 
 def _key(row: Row) -> tuple[Any, ...]:
     return row["model"], row["method"], row["keep"], row["seed"], row["id"]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file; an older one stays until the new one is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def fingerprint(examples: Iterable[Example]) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from zooprune.bundled.benchmark import is_right, load_benchmark, scene_image
 from zooprune.bundled.questions import KINDS
+from zooprune.files import write_text
 
 TASK = "zooprune_bundled"
 
@@ -81,9 +82,8 @@ def write_task(folder: Path, count: int | None = None) -> None:
     unfinished = folder / "questions.parquet.tmp"
     Dataset.from_list(rows, features=features).to_parquet(str(unfinished))
     os.replace(unfinished, folder / "questions.parquet")
-    unfinished = folder / f"{TASK}.yaml.tmp"
-    unfinished.write_text(_DESCRIPTION + "".join(_METRIC.format(name=name) for name in ("accuracy", *kinds)))
-    os.replace(unfinished, folder / f"{TASK}.yaml")
+    description = _DESCRIPTION + "".join(_METRIC.format(name=name) for name in ("accuracy", *kinds))
+    write_text(folder / f"{TASK}.yaml", description)
 
 
 def images(doc: Mapping[str, Any]) -> list[Image.Image]:
