@@ -164,12 +164,22 @@ def test_the_projector_makes_the_embeddings_of_the_features(case, model):
         torch.testing.assert_close(tokens.projector(tokens.features), tokens.embeddings, rtol=1e-4, atol=1e-5)
 
 
+#: The families whose projector's first layer is run once, by the model.
+SHARING = ("llava", "vipllava", "llava_next", "llava_next_video", "llava_onevision", "deepseek_vl", "internvl")
+
+
 def test_what_the_first_layer_gave_is_kept_beside_its_tokens(case, model):
     for visual in encode(model, case.make(model, [list(range(case.kinds))])).visuals:
         tokens = visual.tokens
-        assert (tokens.hidden is not None) == (case.name in ("llava", "llava_next", "llava_next_video"))
+        assert (tokens.hidden is not None) == (case.name in SHARING)
         if tokens.hidden is not None:
-            torch.testing.assert_close(tokens.projector.linear_1(tokens.features), tokens.hidden, rtol=1e-4, atol=1e-5)
+            once = sensitivity.closed_form(tokens.projector, tokens.features, hidden=tokens.hidden)
+            again = sensitivity.closed_form(tokens.projector, tokens.features)
+            torch.testing.assert_close(once, again, rtol=1e-4, atol=1e-6)
+            # It is what was given that is read, and not worked out again.
+            assert not torch.allclose(
+                sensitivity.closed_form(tokens.projector, tokens.features, hidden=tokens.hidden - 3), once, rtol=1e-4
+            )
 
 
 def test_sensitivity_is_that_of_the_real_projector(case, model):

@@ -27,7 +27,7 @@ from data import IGNORED, NOWHERE, Examples
 from model import build_model, build_processor
 from zooprune.bundled.layout import PATCH, SIDE
 from zooprune.bundled.questions import KINDS, SINGLE_KINDS
-from zooprune.bundled.vocabulary import CHARACTERS, COLOURS, NAMES, ORDINALS
+from zooprune.bundled.vocabulary import CHARACTERS, COLOURED, COLOURS, NAMES, ORDINALS, THINGS
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Stage:
     else a third of them, mostly those that show something (0: always a third). With `tower` off, only the language
     model learns. With `patches`, the tower itself reads only so many of them, and the language model all of these,
     which makes a step three times as fast. After one question of each kind, the kinds in `focus` are asked about. Every
-    other batch has so many `pair_questions` about two scenes at once.
+    third batch has so many `pair_questions` about two scenes at once.
     """
 
     name: str
@@ -129,8 +129,24 @@ STAGES = (
         pair_questions=6,
         focus=("count", "sign", "print"),
     ),
+    Stage(
+        "counting",
+        side=SIDE,
+        steps=1500,
+        batch=16,
+        rate=5e-4,
+        final=0.0,
+        questions=12,
+        reading=7,
+        counting=3,
+        whole=2,
+        pair_questions=6,
+        focus=("count", "count", "sign", "place"),
+    ),
 )
 WARMUP = 100
+#: Of one thing in a scene.
+MOST_COPIES = 4
 #: Muon bears a higher learning rate than AdamW; a stage's own is AdamW's.
 MUON_RATE = 4.0
 #: Most patches show nothing; they should not drown the rest. Characters are the hardest to tell apart.
@@ -138,8 +154,10 @@ NOTHING_WEIGHT, CHARACTER_WEIGHT = 0.15, 3.0
 #: One visual token in so many is left when they are thinned.
 THINNED = 3
 #: After so many layers of the language model a visual token must know which image it belongs to, and after so many a
-#: token that names a thing where the thing is.
+#: token that names a thing where the thing is, and the middle of a thing how many such things came before it.
 PLACED_AFTER, GROUNDED_AFTER = 1, 2
+#: Most things are the first of their kind.
+FIRST_WEIGHT = 0.3
 VALIDATION_FIRST, VALIDATION_SCENES = 1_000_000, 128
 
 
@@ -154,6 +172,7 @@ class Probes(nn.Module):
         self.patch_where = nn.Linear(text_width, 2)
         self.name_where = nn.Linear(text_width, 3)
         self.image = nn.Linear(text_width, len(ORDINALS))
+        self.rank = nn.Linear(text_width, MOST_COPIES)
         self.present = nn.Linear(vision_width, len(NAMES))
 
 
@@ -185,6 +204,11 @@ class Trainer:
             for number, leads in ((1, [prefix]), (2, [[*prefix, ordinals[0]], [ordinals[1]]]))
         }
         self.masks: dict[tuple[int, int], Tensor] = {}
+        self.countable = torch.tensor(
+            [name in THINGS or name in COLOURED for name in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))],
+            device=device,
+        )
+        self.rank_weight = torch.tensor([FIRST_WEIGHT] + [1.0] * (MOST_COPIES - 1), device=device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         named = {f"model.{name}": value for name, value in self.model.named_parameters()}
@@ -256,8 +280,8 @@ class Trainer:
         loss = loss + place_loss(self.probes.patch_where(visual), (places[..., :2] + 0.5) * (PATCH / SIDE))
         return loss + F.binary_cross_entropy_with_logits(self.probes.present(pooled).float(), batch["present"])
 
-    def answer(self, visual: Tensor, tokens: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits (B, questions, block, vocabulary), the questions half-way and the visual tokens before that.
+    def answer(self, visual: Tensor, tokens: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return logits (B, questions, block, vocabulary), questions half-way, and visual tokens early and half-way.
 
         `visual` is (B, images, N, d_text). A question sees the images and itself, no other question.
         """
@@ -282,9 +306,11 @@ class Trainer:
         ends = torch.tensor([len(lead) for lead in self.leads[images]]).cumsum(0) + patches * torch.arange(
             1, images + 1
         )
-        seen = torch.stack([early[:, end - patches : end] for end in ends.tolist()], dim=1)
+        seen, known = (
+            torch.stack([hidden[:, end - patches : end] for end in ends.tolist()], dim=1) for hidden in (early, halfway)
+        )
         final, halfway = (hidden[:, length:].unflatten(1, (questions, block)) for hidden in (final, halfway))
-        return self.model.lm_head(final), halfway, seen
+        return self.model.lm_head(final), halfway, seen, known
 
     def _mask(self, shared: int, questions: int, block: int) -> Tensor:
         if (shared, questions) not in self.masks:
@@ -298,9 +324,14 @@ class Trainer:
             self.masks[shared, questions] = mask.masked_fill(~visible, -torch.inf)[None, None]
         return self.masks[shared, questions]
 
-    def choose(self, names: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Return the numbers of `count` patches of each image in their order, mostly of those that show something."""
+    def choose(self, names: Tensor, count: int, generator: torch.Generator, centres: Tensor | None = None) -> Tensor:
+        """Return the numbers of `count` patches of each image in their order, mostly of those that show something.
+
+        With `centres`, every other image keeps the middle of everything, so that what there is can be counted.
+        """
         luck = torch.rand(names.shape, generator=generator).to(self.device) + 0.7 * (names != self.nothing)
+        if centres is not None:
+            luck[::2] += centres[::2]
         return luck.topk(count).indices.sort().values
 
     def losses(self, batch: dict[str, Tensor], stage: Stage, step: int) -> dict[str, Tensor]:
@@ -315,9 +346,11 @@ class Trainer:
         losses = {"patch": self.patch_losses(visual, pooled, places, batch)} if stage.tower else {}
         if stage.questions:
             if not stage.patches and (not stage.whole or step % stage.whole):
-                visual = gather(visual, self.choose(batch["name"], visual.shape[1] // THINNED, generator))
+                kept = self.choose(batch["name"], visual.shape[1] // THINNED, generator, batch["centre"])
+                visual = gather(visual, kept)
+                batch |= {key: batch[key].gather(1, kept) for key in ("name", "centre")}
             losses |= self.answer_losses(visual[:, None], batch, "", generator)
-            if stage.pair_questions and step % 4 < 2:
+            if stage.pair_questions and step % 3 == 0:
                 pairs = visual.unflatten(0, (-1, 2))
                 losses |= self.answer_losses(pairs, batch, "pair_", generator)
         return losses
@@ -329,17 +362,26 @@ class Trainer:
         tokens, targets, where = (batch[about + key][:: visual.shape[1]] for key in ("tokens", "targets", "where"))
         draws = torch.rand(2, len(visual), generator=generator).to(self.device)
         stretch = torch.where(draws[0] < 0.5, 1.0, 0.1 + 0.9 * draws[1])
-        logits, halfway, seen = self.answer(visual, tokens, stretch)
+        logits, halfway, seen, known = self.answer(visual, tokens, stretch)
         named = where[..., 0] != NOWHERE
         losses = {}
         if seen.shape[1] > 1:
             # Every visual token knows which image it belongs to.
             image = torch.arange(seen.shape[1], device=self.device)[:, None].expand(seen.shape[:3]).flatten()
             losses[f"{about}image"] = F.cross_entropy(self.probes.image(seen).flatten(0, 2).float(), image)
+        else:
+            counted = batch["centre"].bool() & self.countable[batch["name"]]
+            ranks = self.ranks(batch["name"], counted)[counted].clamp(max=MOST_COPIES - 1)
+            losses["rank"] = F.cross_entropy(self.probes.rank(known[:, 0][counted]).float(), ranks, self.rank_weight)
         return losses | {
             f"{about}answer": F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), ignore_index=IGNORED),
             f"{about}ground": place_loss(self.probes.name_where(halfway[named]), where[named]),
         }
+
+    def ranks(self, names: Tensor, counted: Tensor) -> Tensor:
+        """Return of every patch how many of those `counted` in front of it show the same thing, (B, N)."""
+        same = (names[:, :, None] == names[:, None]) & counted[:, None]
+        return same.tril(-1).sum(2)
 
     @torch.no_grad()
     def validate(self, stage: Stage, loader: DataLoader) -> dict[str, float]:
@@ -359,7 +401,7 @@ class Trainer:
                     tokens, targets, kinds = (
                         batch[about + key][:: shown.shape[1]] for key in ("tokens", "targets", "kinds")
                     )
-                    logits, _, _ = self.answer(shown, tokens, torch.ones(len(shown), device=self.device))
+                    logits, *_ = self.answer(shown, tokens, torch.ones(len(shown), device=self.device))
                     exact = ((logits.argmax(-1) == targets) | (targets == IGNORED)).all(-1)
                     for kind in range(len(KINDS)):
                         right[kind] += exact[kinds == kind].sum().cpu()

@@ -151,7 +151,7 @@ def squared_norm(projector: nn.Module, features: Tensor, form: Form, hidden: Ten
     form : Form
         What `form_of` gives for this projector.
     hidden : Tensor, (N, d_hidden), optional
-        The first layer's output for these features, if it is at hand; of no use where there is a norm in front.
+        The first layer's output for these features, if it is at hand; of no use where several blocks are normed.
     """
     parts = _parts(projector)
     steps = features.split(form.together)
@@ -262,12 +262,15 @@ class _Normed:
             yield (block @ block.T).mul_(output)
         yield output
 
-    def squared(self, rows: Tensor, _hidden: Tensor | None, quadratics: tuple[Quadratic, ...]) -> Tensor:
+    def squared(self, rows: Tensor, hidden: Tensor | None, quadratics: tuple[Quadratic, ...]) -> Tensor:
         columns, constant = cached(self._projector, "first", self._first)
         *wholes, output = quadratics
         unit, scale = self._projector.normalised(rows.unflatten(-1, (self._projector.blocks, -1)))
         # What each block adds to the hidden units; they sum to what the activation reads.
-        shares = torch.stack([unit[:, b] @ columns[:, b].T for b in range(self._projector.blocks)])
+        if hidden is not None and self._projector.blocks == 1:
+            shares = (hidden.float() - constant)[None]
+        else:
+            shares = torch.stack([unit[:, b] @ columns[:, b].T for b in range(self._projector.blocks)])
         found = slopes(self._projector.activation, shares.sum(0) + constant)
         taken = (2 - unit.square().mean(-1)) / unit.shape[-1]
         # All blocks together: the matrix is read once.

@@ -150,7 +150,7 @@ def closed_form(
         `zooprune.jacobian.form_of` says how well they are. Features must then be those of one image.
     hidden : Tensor, (N, d_hidden), optional
         What the first layer gave for these features, in any floating dtype, which saves working it out again. Not used
-        where there is a norm in front.
+        where each of several blocks is normed by itself.
 
     Returns
     -------

@@ -196,7 +196,9 @@ def grid_positions(rows: int, columns: int, *, frames: int = 1, tile: int = 0, d
     return torch.stack([frame, torch.full_like(frame, tile), row, column], dim=-1)
 
 
-def square_tiles(features: Tensor, embeddings: Tensor, projector: Any) -> list[VisualTokens]:
+def square_tiles(
+    features: Tensor, embeddings: Tensor, projector: Any, hidden: Tensor | None = None
+) -> list[VisualTokens]:
     """Return a VisualTokens for each tile of a tower whose tiles are square.
 
     Parameters
@@ -204,11 +206,16 @@ def square_tiles(features: Tensor, embeddings: Tensor, projector: Any) -> list[V
     features : Tensor, (tiles * N, d_vision)
     embeddings : Tensor, (tiles, N, d_text)
     projector : callable
+    hidden : Tensor, (tiles * N, d_hidden), optional
     """
     total = embeddings.shape[1]
     side = math.isqrt(total)
     positions = grid_positions(side, side, device=embeddings.device)
-    return [VisualTokens(x, z, projector, positions) for x, z in zip(features.split(total), embeddings, strict=True)]
+    given = [None] * len(embeddings) if hidden is None else hidden.split(total)
+    return [
+        VisualTokens(x, z, projector, positions, h)
+        for x, z, h in zip(features.split(total), embeddings, given, strict=True)
+    ]
 
 
 def runs(slots: Tensor) -> list[list[range]]:

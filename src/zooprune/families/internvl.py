@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from zooprune.families.base import Encoded, Family, Modality, runs, square_tiles, tiled_images
@@ -26,7 +27,8 @@ class InternVL(Family):
     def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
         """Encode all tiles; those whose placeholders follow each other without a break are one image."""
         projector = model.model.multi_modal_projector
-        output, read = self.run(model, modality, inputs, projector)
-        tiles = square_tiles(read, output.pooler_output, self.token_wise(projector))
+        with self.noting(projector.linear_1) as first:
+            output, read = self.run(model, modality, inputs, projector)
+        tiles = square_tiles(read, output.pooler_output, self.token_wise(projector), torch.cat(first))
         prompts = runs(self.slots(model, modality, inputs["input_ids"]))
         return Encoded(tiled_images(tiles, [len(run) for prompt in prompts for run in prompt]), output)

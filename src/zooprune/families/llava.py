@@ -29,9 +29,7 @@ class Llava(Family):
         embeddings = list(output.pooler_output)
         # Pixtral-like towers pack images of different sizes into one row, CLIP-like ones give a row each.
         lengths = [len(image) for image in embeddings]
-        features, tail = read.split(lengths), self.token_wise(projector)
-        # With a norm in front of it, the first layer's output alone does not tell the slopes of the whole.
-        hidden = torch.cat(first).split(lengths) if tail is projector else [None] * len(lengths)
+        features, hidden, tail = read.split(lengths), torch.cat(first).split(lengths), self.token_wise(projector)
         sizes = inputs.get("image_sizes")
         if sizes is None:
             sizes = [inputs["pixel_values"].shape[-2:]] * len(embeddings)

@@ -18,8 +18,6 @@ class LlavaNext(Family):
     architectures = ("LlavaNextForConditionalGeneration",)
     title = "LLaVA-NeXT (1.6)"
     traits = ("tiles", "newlines")
-    #: Whether rows are mixed on their way into the prompt, so that the first layer's output is not that of the mixture.
-    interpolates: ClassVar[bool] = False
     image_arguments: ClassVar[tuple[str, ...]] = (
         "pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy",
     )  # fmt: skip
@@ -50,9 +48,7 @@ class LlavaNext(Family):
         tiles = read.unflatten(0, (sum(counts), -1))
         side = round(tiles.shape[1] ** 0.5)
         features = packed(list(tiles.split(counts)), 0.0)
-        hidden: list[Tensor] | list[None] = [None] * len(counts)
-        if not self.interpolates:
-            hidden = packed(list(torch.cat(first).unflatten(0, (sum(counts), -1)).split(counts)), 0.0)
+        hidden = packed(list(torch.cat(first).unflatten(0, (sum(counts), -1)).split(counts)), 0.0)
         grids = [
             torch.stack([grid_positions(side, side, tile=tile, device=read.device) for tile in range(count)])
             for count in counts

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from zooprune.families.base import Encoded, Modality, Visual, grid_positions
 from zooprune.families.llava_next import LlavaNext
 from zooprune.tokens import VisualTokens
@@ -22,14 +24,15 @@ class LlavaNextVideo(LlavaNext):
         if modality == "image":
             return super().encode(model, modality, inputs)
         projector = model.model.multi_modal_projector
-        output, read = self.run(model, modality, inputs, projector)
+        with self.noting(projector.linear_1) as first:
+            output, read = self.run(model, modality, inputs, projector)
         videos = output.pooler_output
         frames = inputs["pixel_values_videos"].shape[1]
         side = round((videos.shape[1] // frames) ** 0.5)
         positions = grid_positions(side, side, frames=frames, device=read.device)
         tail = self.token_wise(projector)
         visuals = [
-            Visual.plain(VisualTokens(x, z, tail, positions))
-            for x, z in zip(read.split(videos.shape[1]), videos, strict=True)
+            Visual.plain(VisualTokens(x, z, tail, positions, h))
+            for x, h, z in zip(*(rows.split(videos.shape[1]) for rows in (read, torch.cat(first))), videos, strict=True)
         ]
         return Encoded(visuals, output)

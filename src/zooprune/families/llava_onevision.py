@@ -21,7 +21,6 @@ class LlavaOnevision(LlavaNext):
 
     architectures = ("LlavaOnevisionForConditionalGeneration",)
     title = "LLaVA-OneVision"
-    interpolates = True
     image_arguments = (*LlavaNext.image_arguments, "vision_aspect_ratio", "batch_num_images")
     video_arguments = ("pixel_values_videos", "vision_feature_layer", "vision_feature_select_strategy")
 
@@ -30,17 +29,22 @@ class LlavaOnevision(LlavaNext):
         if modality == "image":
             return super().encode(model, modality, inputs)
         projector = model.model.multi_modal_projector
-        output, read = self.run(model, modality, inputs, projector)
+        with self.noting(projector.linear_1) as first:
+            output, read = self.run(model, modality, inputs, projector)
         videos = output.pooler_output
         count, frames = inputs["pixel_values_videos"].shape[:2]
-        features = model.model.apply_pooling(read.unflatten(0, (count * frames, -1)))
+        features, hidden = (
+            model.model.apply_pooling(rows.unflatten(0, (count * frames, -1))) for rows in (read, torch.cat(first))
+        )
         side = round(features.shape[1] ** 0.5)
         positions = grid_positions(side, side, frames=frames, device=read.device)
         tail = self.token_wise(projector)
         places = torch.arange(len(positions), device=read.device)
         newline = torch.full_like(places, len(places))
         visuals = [
-            Visual(VisualTokens(x, z[:-1], tail, positions), len(z), places, newline)
-            for x, z in zip(features.flatten(0, 1).split(len(positions)), videos, strict=True)
+            Visual(VisualTokens(x, z[:-1], tail, positions, h), len(z), places, newline)
+            for x, h, z in zip(
+                *(rows.flatten(0, 1).split(len(positions)) for rows in (features, hidden)), videos, strict=True
+            )
         ]
         return Encoded(visuals, output)
