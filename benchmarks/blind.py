@@ -19,9 +19,10 @@ from rich.table import Table
 
 from environment import write
 from zooprune import load_bundled
-from zooprune.bundled.benchmark import Item, is_right, load_benchmark, scene_image
+from zooprune.bundled.benchmark import Item, load_benchmark, scene_image
 from zooprune.bundled.layout import SIDE
 from zooprune.bundled.questions import KINDS
+from zooprune.evaluation.metrics import is_right
 
 BATCH = 45
 GREY = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
@@ -56,7 +57,7 @@ def main() -> None:
         for first in track(range(0, len(items), BATCH), images, console=Console(stderr=True)):
             batch = items[first : first + BATCH]
             for item, reply in zip(batch, ask(model, processor, batch, images), strict=True):
-                right[item.task] += is_right(reply, item.answer)
+                right[item.task] += is_right(reply, [item.answer])
         asked = Counter(item.task for item in items)
         shares = {task: 100 * right[task] / asked[task] for task in KINDS if asked[task]}
         rows.append({"images": images, "accuracy": shares | {"mean": sum(shares.values()) / len(shares)}})

@@ -19,11 +19,12 @@ from zooprune import ZooPrune, prune
 from zooprune.asking import build_inputs
 from zooprune.bundled import demo_scene
 from zooprune.bundled.assets import HELD_OUT_DIGITS, PHOTOGRAPHS, digits
-from zooprune.bundled.benchmark import checksum, checksums, is_right, load_benchmark, scene_image
+from zooprune.bundled.benchmark import checksum, checksums, load_benchmark, scene_image
 from zooprune.bundled.layout import PATCH, SIDE, Layout, draw_layout
 from zooprune.bundled.questions import KINDS, SINGLE_KINDS, ask_about, ask_about_pair
 from zooprune.bundled.scenes import draw_scene
 from zooprune.bundled.vocabulary import NAMES, plural, sign_pieces, vocabulary
+from zooprune.evaluation.metrics import is_right
 
 
 def reply(model, processor, image, question):
@@ -52,9 +53,9 @@ def test_the_weights_are_small_and_safe():
 def test_it_answers_the_demo_with_a_ninth_of_the_tokens(bundled):
     model, processor = bundled
     image, question, answer = demo_scene()
-    assert is_right(reply(model, processor, image, question), answer)
+    assert is_right(reply(model, processor, image, question), [answer])
     with prune(model, ZooPrune(keep=64)) as session:
-        assert is_right(reply(model, processor, image, question), answer)
+        assert is_right(reply(model, processor, image, question), [answer])
     assert session.reports[-1].kept == 64
 
 
@@ -68,7 +69,7 @@ def accuracy(model, processor, items, *, with_image):
         inputs = processor(text=text, images=images, return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         said = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += is_right(said, item.answer)
+        right += is_right(said, [item.answer])
     return right / len(items)
 
 
@@ -87,7 +88,7 @@ def test_pipelines_need_no_change(bundled):
     messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
     with prune(model, ZooPrune(keep=64)) as session:
         said = ask(text=messages, max_new_tokens=8, return_full_text=False)[0]["generated_text"]
-    assert is_right(said, answer)
+    assert is_right(said, [answer])
     assert session.reports[-1].kept == 64
 
 

@@ -76,11 +76,6 @@ def checksums() -> list[str]:
     return _stored()["checksums"]
 
 
-def is_right(reply: str, answer: str) -> bool:
-    """Return whether a reply is the answer, up to case, surrounding blanks and a final full stop."""
-    return reply.strip().removesuffix(".").lower() == answer.lower()
-
-
 @cache
 def _stored() -> dict:
     return json.loads(gzip.decompress(PATH.read_bytes()))

@@ -11,9 +11,10 @@ from PIL import Image
 from zooprune.asking import seen_images
 from zooprune.evaluation.examples import Example
 from zooprune.evaluation.metrics import normalise
-from zooprune.evaluation.runner import UNPRUNED, Row, Setting, Subject
+from zooprune.evaluation.runner import Row, Setting, Subject
 from zooprune.generation import ImageReport
 from zooprune.picture import draw_kept
+from zooprune.pruners.registry import UNPRUNED
 
 #: How many are shown of each method.
 PER_METHOD = 3

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zooprune.pruners.registry import UNPRUNED
+
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
-#: A method with its budget; (`"none"`, None) is the unpruned model.
+#: A method with its budget.
 Arm = tuple[str, int | float | None]
 
-UNPRUNED: Arm = ("none", None)
+FULL: Arm = (UNPRUNED, None)
 #: The task that POPE asks: scored by F1, for which "yes" is positive.
 EXISTENCE = "existence"
 RESAMPLES = 2000
@@ -87,10 +89,10 @@ def arrange(rows: Iterable[Row]) -> Answers:
     ValueError
         If the unpruned model's rows are missing, or no question was answered by every arm.
     """
-    by_arm: dict[Arm, list[Row]] = {UNPRUNED: []}
+    by_arm: dict[Arm, list[Row]] = {FULL: []}
     for row in rows:
         by_arm.setdefault((row["method"], row["keep"]), []).append(row)
-    full = {row["id"]: row for row in by_arm[UNPRUNED]}
+    full = {row["id"]: row for row in by_arm[FULL]}
     if not full:
         raise ValueError("the unpruned model has no rows; run the evaluation to its end first")
     draws = {arm: len({row["seed"] for row in mine}) for arm, mine in by_arm.items()}

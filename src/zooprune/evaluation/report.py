@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zooprune.evaluation.metrics import RESAMPLES, UNPRUNED, arrange, compare, resample, summarise
+from zooprune.evaluation.metrics import FULL, RESAMPLES, arrange, compare, resample, summarise
 from zooprune.evaluation.runner import Row
 
 HOW_TIMED = (
@@ -58,16 +58,16 @@ def digest(rows: Sequence[Row], *, resamples: int = RESAMPLES) -> dict[str, dict
     found = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         answers = arrange(row for row in rows if row["model"] == model)
-        pruned = [arm for arm in answers.arms if arm != UNPRUNED]
-        pairs = [(arm, UNPRUNED) for arm in pruned]
+        pruned = [arm for arm in answers.arms if arm != FULL]
+        pairs = [(arm, FULL) for arm in pruned]
         pairs += [(arm, other) for arm in pruned for other in pruned if arm[0] == pruned[0][0] != other[0]
                   if arm[1] == other[1]]  # fmt: skip
         weights = resample(answers.tasks, resamples=resamples)
-        known = any(row["right"] is not None for row in answers.rows[UNPRUNED])
+        known = any(row["right"] is not None for row in answers.rows[FULL])
         found[model] = {
             "summary": summarise(answers, weights),
             "comparisons": [compare(answers, *pair, weights) for pair in pairs] if known else [],
-            "timed": sum(bool(row["seconds"]) for row in answers.rows[UNPRUNED]),
+            "timed": sum(bool(row["seconds"]) for row in answers.rows[FULL]),
             "resamples": resamples,
         }
     return found

@@ -24,10 +24,8 @@ from zooprune.files import write_text
 from zooprune.generation import Newlines, Positions, Report, Scope, prune
 from zooprune.profiling import kv_cache_bytes, prefill_flops
 from zooprune.pruners import Pruner, get_pruner, pruner_class
+from zooprune.pruners.registry import UNPRUNED
 from zooprune.tokens import Selection, VisualTokens
-
-#: The method of the model as it is.
-UNPRUNED = "none"
 
 Row = dict[str, Any]
 

@@ -10,9 +10,7 @@ from zooprune.budgeting import Newlines, Scope
 from zooprune.generation import Positions, prune
 from zooprune.loading import load_model
 from zooprune.pruners import Pruner, get_pruner
-
-#: The method that leaves the model alone.
-UNPRUNED = "none"
+from zooprune.pruners.registry import UNPRUNED
 
 #: Length of a reply at most, where a task does not say.
 MAX_NEW_TOKENS = 1024

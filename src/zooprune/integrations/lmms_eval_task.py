@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
-from zooprune.bundled.benchmark import is_right, load_benchmark, scene_image
+from zooprune.bundled.benchmark import load_benchmark, scene_image
 from zooprune.bundled.questions import KINDS
+from zooprune.evaluation.metrics import is_right
 from zooprune.files import write_text
 
 TASK = "zooprune_bundled"
@@ -93,7 +94,7 @@ def images(doc: Mapping[str, Any]) -> list[Image.Image]:
 
 def grade(doc: Mapping[str, Any], replies: Sequence[str]) -> dict[str, float]:
     """Return 1 for a right reply and 0 for a wrong one, over all and for its kind of question."""
-    right = float(is_right(replies[0], doc["answer"]))
+    right = float(is_right(replies[0], [doc["answer"]]))
     return {"accuracy": right, doc["kind"]: right}
 
 

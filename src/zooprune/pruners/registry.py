@@ -13,6 +13,8 @@ from zooprune.pruners.base import Pruner
 
 #: Other packages name their pruner classes under this entry-point group.
 ENTRY_POINTS = "zooprune.pruners"
+#: Stands where a method's name would, for the model as it is.
+UNPRUNED = "none"
 
 _known: dict[str, type[Pruner]] = {}
 
