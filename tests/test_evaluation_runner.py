@@ -148,6 +148,14 @@ def test_another_configuration_is_refused(tmp_path):
         Results(tmp_path, {"batch": 2, "keep": [9]})
 
 
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    first = Results(tmp_path, {})
+    with pytest.raises(ValueError, match=r"another run writes to .*; wait for it or choose another folder"):
+        Results(tmp_path, {})
+    del first
+    Results(tmp_path, {})
+
+
 def test_a_damaged_line_is_named(tmp_path):
     Results(tmp_path, {})
     (tmp_path / "results.jsonl").write_text('{"model": 1}\n')

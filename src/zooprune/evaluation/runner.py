@@ -8,11 +8,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from filelock import FileLock, Timeout
 
 from zooprune.asking import build_inputs
 from zooprune.encoding import remembering_encodings
@@ -206,14 +208,16 @@ class Results:
     Parameters
     ----------
     folder : Path
-        Made when it is not there. A run that was broken off in it is taken up again.
+        Made when it is not there. A run that was broken off in it is taken up again. As long as this object lives, it
+        is the only one for this folder.
     configuration : dict
         What the run depends on, as JSON can hold it.
 
     Raises
     ------
     ValueError
-        If the folder holds a run of another configuration or other versions, or a line of its results is damaged.
+        If the folder holds a run of another configuration or other versions, a line of its results is damaged, or
+        another run writes to it.
     """
 
     def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
@@ -221,9 +225,18 @@ class Results:
         if folder.is_file():
             raise ValueError(f"{folder} is a file; choose a folder with --out")
         folder.mkdir(parents=True, exist_ok=True)
-        self.description = self._describe({"configuration": configuration, "environment": describe()})
-        self.rows: list[Row] = self._read()
-        self._done = {_key(row) for row in self.rows}
+        self._lock = FileLock(folder / ".lock", timeout=0)
+        with ExitStack() as undo:
+            try:
+                undo.enter_context(self._lock)
+            except Timeout:
+                raise ValueError(
+                    f"another run writes to {folder}; wait for it or choose another folder with --out"
+                ) from None
+            self.description = self._describe({"configuration": configuration, "environment": describe()})
+            self.rows: list[Row] = self._read()
+            self._done = {_key(row) for row in self.rows}
+            undo.pop_all()
 
     def missing(self, model: str, setting: Setting, examples: Sequence[Example]) -> bool:
         """Return whether any of these questions has no row yet."""
