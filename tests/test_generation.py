@@ -177,6 +177,26 @@ def test_ways_of_caching_do_not_change_the_answer(llava, mode, positions):
     assert torch.equal(greedy, other)
 
 
+def test_a_compiled_model_with_a_static_cache_is_compiled_once_for_a_budget(llava):
+    options = {"max_new_tokens": NEW, "do_sample": False, "cache_implementation": "static"}
+    prompts = [make_inputs(Row(1, 6)) for _ in range(2)]
+    prompts[1]["pixel_values"] = -prompts[1]["pixel_values"]
+    graphs = []
+
+    def keep_graph(graph, _examples):
+        graphs.append(graph)
+        return graph.forward
+
+    with prune(llava, ZooPrune(keep=7)):
+        plain = [llava.generate(**inputs, **options) for inputs in prompts]
+        llava.forward = torch.compile(llava.forward, backend=keep_graph)
+        first = llava.generate(**prompts[0], **options)
+        compiled = len(graphs)
+        second = llava.generate(**prompts[1], **options)
+    assert torch.equal(first, plain[0]) and torch.equal(second, plain[1])
+    assert compiled == len(graphs) > 0
+
+
 @pytest.mark.parametrize("positions", ["contiguous", "original"])
 def test_looking_tokens_up_in_the_prompt_does_not_change_the_answer(llava, positions):
     inputs = make_inputs(Row(2, 6))
