@@ -45,8 +45,8 @@ def main() -> None:
     for axes, count in zip(panels, arguments.new_tokens, strict=True):
         shown = [row for row in rows if row["new_tokens"] == count]
         lines(axes, shown, "keep", f"visual tokens kept, {count} new tokens ({arguments.shape})")
-    print(save(drawn, "bench-end-to-end"))
-    print(write("end_to_end", {"rows": rows}))
+    print(save(drawn, f"bench-end-to-end-{arguments.shape}"))
+    print(write(f"end_to_end-{arguments.shape}", {"rows": rows}))
 
 
 if __name__ == "__main__":

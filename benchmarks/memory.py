@@ -34,8 +34,8 @@ def main() -> None:
         )
     axes.set(xlabel=f"visual tokens kept ({arguments.shape})", ylabel="MiB", ylim=(0, None))
     axes.legend(frameon=False)
-    print(save(drawn, "bench-memory"))
-    print(write("memory", {"rows": rows}))
+    print(save(drawn, f"bench-memory-{arguments.shape}"))
+    print(write(f"memory-{arguments.shape}", {"rows": rows}))
 
 
 if __name__ == "__main__":

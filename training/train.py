@@ -156,6 +156,8 @@ THINNED = 3
 #: After so many layers of the language model a visual token must know which image it belongs to, and after so many a
 #: token that names a thing where the thing is, and the middle of a thing how many such things came before it.
 PLACED_AFTER, GROUNDED_AFTER = 1, 2
+#: Answers are few beside patches, and counting is the hardest to learn.
+LOSS_WEIGHTS = {"answer": 2.0, "pair_answer": 2.0, "rank": 2.0}
 #: Most things are the first of their kind.
 FIRST_WEIGHT = 0.3
 VALIDATION_FIRST, VALIDATION_SCENES = 1_000_000, 128
@@ -536,7 +538,7 @@ def run_stage(
             faster = MUON_RATE if isinstance(optimizer, torch.optim.Muon) else 1.0
             for group in optimizer.param_groups:
                 group["lr"] = faster * learning_rate(stage, step)
-        torch.stack(list(losses.values())).sum().backward()
+        torch.stack([LOSS_WEIGHTS.get(key, 1.0) * value for key, value in losses.items()]).sum().backward()
         nn.utils.clip_grad_norm_(list(trainer.parameters().values()), 1.0)
         for optimizer in optimizers:
             optimizer.step()
