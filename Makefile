@@ -7,13 +7,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 HARNESS := .venv-harness
 HARNESS_PIP := $(HARNESS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo test test-harness lint format clean
+# What `make bench` measures: on a GPU, make bench DEVICE=cuda SHAPES="llava-1.5-7b llava-next-7b qwen2.5-vl-7b".
+DEVICE ?= cpu
+SHAPES ?= small
+
+.PHONY: help demo test test-harness bench lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install, then ask the bundled model a question with 64 of 576 visual tokens"
 	@echo "make test    install, then run all tests"
 	@echo "make test-harness  install beside lmms-eval, in an environment of its own, then run the tests that need it"
+	@echo "make bench   install, then measure scoring, picking, whole requests and memory (SHAPES=small DEVICE=cpu)"
 	@echo "make lint    install, then check style and types"
 	@echo "make format  rewrite the code in the project's style"
 	@echo "make clean   remove the environment and caches"
@@ -44,6 +49,14 @@ $(HARNESS)/installed: pyproject.toml constraints.txt recipes/lmms-eval-requireme
 
 test-harness: $(HARNESS)/installed
 	$(HARNESS)/bin/pytest -m harness
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/selection.py --device $(DEVICE)
+	$(BIN)/python benchmarks/sensitivity.py --device $(DEVICE)
+	for shape in $(SHAPES); do \
+	  $(BIN)/python benchmarks/end_to_end.py --shape $$shape --new-tokens 1 16 128 --device $(DEVICE) || exit 1; \
+	  $(BIN)/python benchmarks/memory.py --shape $$shape --device $(DEVICE) || exit 1; \
+	done
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
