@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import zooprune.bundled
 from test_cli import command, photo  # noqa: F401
 from zooprune.evaluation.page import page, pareto_front
 from zooprune.evaluation.report import digest, markdown
@@ -64,6 +67,21 @@ def test_a_run_from_end_to_end(wide, tmp_path):
 
     code, _, err = wide("eval", *SMALL, "--seed", "3")
     assert code == 2 and "holds a run with another settings" in err and err.count("\n") == 1
+
+
+def test_several_models_answer_the_same_questions(wide, tmp_path):
+    shutil.copytree(Path(zooprune.bundled.__file__).parent / "model", tmp_path / "copy")
+    options = ("--limit", "4", "--method", "zoo", "--keep", "64", "--timed", "1", "--out", "two")
+    code, out, err = wide("eval", "--model", "bundled", "--model", "copy", *options)
+    assert code == 0 and err == "" and "bundled on bundled" in out and "copy on bundled" in out
+    rows = [json.loads(line) for line in (tmp_path / "two" / "results.jsonl").read_text().splitlines()]
+    replies = {
+        name: [(row["method"], row["id"], row["reply"]) for row in rows if row["model"] == name]
+        for name in ("bundled", "copy")
+    }
+    assert len(rows) == 2 * 4 * 2 and replies["bundled"] == replies["copy"]
+    html = (tmp_path / "two" / "report.html").read_text()
+    assert html.count("plotly-graph-div") == 6
 
 
 def test_own_questions_without_answers(wide, photo, tmp_path):  # noqa: F811
