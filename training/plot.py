@@ -1,4 +1,4 @@
-"""Draw the loss and held-out accuracy of a training run from its log.
+"""Draw the loss and held-out accuracy of a training run from its log, and say how long it took.
 
 python training/plot.py training/log.jsonl docs/images/training.png
 """
@@ -14,13 +14,19 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from train import STAGES
 from zooprune.bundled.questions import KINDS
 
 
 def main(log: Path, picture: Path) -> None:
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     figure, (losses, shares) = plt.subplots(1, 2, figsize=(15, 4.5), layout="constrained")
-    labels = {"patch": "what each patch shows", "answer": "answers", "ground": "where a named thing is"}
+    labels = {
+        "patch": "what each patch shows",
+        "answer": "answers",
+        "ground": "where a named thing is",
+        "rank": "which copy it is",
+    }
     for name, label in labels.items():
         points = [(row["step"], row["loss"][name]) for row in rows if name in row["loss"]]
         losses.plot(*zip(*points, strict=True), label=label)
@@ -42,6 +48,11 @@ def main(log: Path, picture: Path) -> None:
             )
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         axes.grid(alpha=0.3)
+    batches = {stage.name: stage.batch for stage in STAGES}
+    hours = 0.0
+    for before, row in zip([{"step": 0}, *rows[:-1]], rows, strict=True):
+        hours += (row["step"] - before["step"]) * batches[row["stage"]] / row["images_per_second"] / 3600
+    print(f"{rows[-1]['step']:,} steps in {hours:.1f} hours")
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
 
