@@ -132,13 +132,28 @@ STAGES = (
     Stage(
         "counting",
         side=SIDE,
-        steps=1500,
+        steps=866,
         batch=16,
         rate=5e-4,
         final=0.0,
         questions=12,
         reading=7,
         counting=3,
+        whole=2,
+        pair_questions=6,
+        focus=("count", "count", "sign", "place"),
+        horizon=1500,
+    ),
+    Stage(
+        "copies and middles",
+        side=SIDE,
+        steps=1000,
+        batch=16,
+        rate=4e-4,
+        final=0.0,
+        questions=12,
+        reading=8,
+        counting=2,
         whole=2,
         pair_questions=6,
         focus=("count", "count", "sign", "place"),
@@ -175,6 +190,8 @@ class Probes(nn.Module):
         self.name_where = nn.Linear(text_width, 3)
         self.image = nn.Linear(text_width, len(ORDINALS))
         self.rank = nn.Linear(text_width, MOST_COPIES)
+        self.copies = nn.Linear(text_width, MOST_COPIES)
+        self.offset = nn.Linear(text_width, 2)
         self.present = nn.Linear(vision_width, len(NAMES))
 
 
@@ -279,6 +296,12 @@ class Trainer:
                             ("centre", names != self.nothing)):  # fmt: skip
             logits = getattr(self.probes, kind)(visual).flatten(0, 1)[those].float()
             loss = loss + 0.5 * F.cross_entropy(logits, batch[kind].flatten()[those])
+        shown, counted = names != self.nothing, batch["copies"].flatten() > 0
+        offsets = self.probes.offset(visual).flatten(0, 1)[shown].float()
+        loss = loss + 0.5 * F.smooth_l1_loss(offsets, batch["offset"].flatten(0, 1)[shown], beta=0.5)
+        copies = (batch["copies"].flatten()[counted] - 1).clamp(max=MOST_COPIES - 1)
+        logits = self.probes.copies(visual).flatten(0, 1)[counted].float()
+        loss = loss + F.cross_entropy(logits, copies, self.rank_weight)
         loss = loss + place_loss(self.probes.patch_where(visual), (places[..., :2] + 0.5) * (PATCH / SIDE))
         return loss + F.binary_cross_entropy_with_logits(self.probes.present(pooled).float(), batch["present"])
 
@@ -342,7 +365,8 @@ class Trainer:
         if stage.patches:
             kept = self.choose(batch["name"], stage.patches, generator)
             places = gather(places, kept)
-            batch |= {key: batch[key].gather(1, kept) for key in ("name", "colour", "order", "centre")}
+            batch |= {key: batch[key].gather(1, kept) for key in ("name", "colour", "order", "centre", "copies")}
+            batch["offset"] = gather(batch["offset"], kept)
         with torch.set_grad_enabled(stage.tower):
             visual, pooled = self.see(batch["pixels"], places)
         losses = {"patch": self.patch_losses(visual, pooled, places, batch)} if stage.tower else {}

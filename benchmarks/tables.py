@@ -1,0 +1,83 @@
+"""Print the tables of docs/findings.md from the newest result files.
+
+    python benchmarks/tables.py
+
+`blind.py` and `findings.py` write two of them. The third, ``table-*.json``, is what ``zooprune eval --json`` prints
+together with the run's ``run.json``; its command stands in the page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from environment import RESULTS
+from zooprune.bundled.questions import KINDS
+
+BUDGETS = (192, 128, 64, 32, 16)
+METHODS = ("zoo", "diversity", "sensitivity", "random")
+
+
+def newest(name: str) -> dict[str, Any]:
+    path = max(RESULTS.glob(f"{name}-20*.json"))
+    figures: dict[str, Any] = json.loads(path.read_text())
+    return figures
+
+
+def show(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    for row in (heads, ["---"] + ["---:"] * (len(list(heads)) - 1), *rows):
+        print(f"| {' | '.join(row)} |")
+    print()
+
+
+def percent(share: float, sign: str = "") -> str:
+    return f"{100 * share:{sign}.1f}"
+
+
+def span(interval: list[float], sign: str = "") -> str:
+    return " to ".join(percent(end, sign) for end in interval)
+
+
+def main() -> None:
+    blind = newest("blind")
+    print(f"{blind['questions']} questions\n")
+    show(
+        ("images", *KINDS, "mean"),
+        ((row["images"], *(f"{row['accuracy'][kind]:.0f}" for kind in KINDS), f"{row['accuracy']['mean']:.1f}")
+         for row in blind["rows"]),
+    )  # fmt: skip
+    model = newest("table")["models"]["bundled"]
+    arms = {(arm["method"], arm["keep"]): arm for arm in model["summary"]}
+    print(f"{arms['none', None]['questions']} questions, {percent(arms['none', None]['accuracy'])} % unpruned\n")
+    show(
+        ("score kept", *map(str, BUDGETS)),
+        ((method, *(f"{percent(arms[method, keep]['kept_share'])} ({span(arms[method, keep]['kept_share_interval'])})"
+                    for keep in BUDGETS)) for method in METHODS),
+    )  # fmt: skip
+    for figure in ("accuracy", "agreement", "evidence_recall"):
+        show(
+            (figure, *map(str, BUDGETS)),
+            ((method, *(percent(arms[method, keep][figure]) for keep in BUDGETS)) for method in METHODS),
+        )
+    show(
+        ("task (zoo)", "all", *map(str, BUDGETS)),
+        ((kind, *(percent(arms[key]["tasks"][kind]["accuracy"]) for key in
+                  (("none", None), *(("zoo", keep) for keep in BUDGETS)))) for kind in KINDS),
+    )  # fmt: skip
+    show(
+        ("first", "against", "difference", "95 %", "p"),
+        ((" ".join(map(str, gap["first"])), " ".join(map(str, gap["second"])), percent(gap["difference"], "+"),
+          span(gap["interval"], "+"), f"{gap['p']:.2g}")
+         for gap in model["comparisons"] if gap["first"][0] == "zoo"),
+    )  # fmt: skip
+    show(
+        ("variant", "tokens", "questions", "ZOO-Prune", "variant", "difference", "95 %", "p", "same tokens"),
+        ((row["variant"], str(row["keep"]), str(row["questions"]), percent(row["zoo"]), percent(row["accuracy"]),
+          percent(row["difference"], "+"), span(row["interval"], "+"), f"{row['p']:.2g}",
+          f"{100 * row['same tokens']:.0f} %") for row in newest("findings")["rows"]),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
