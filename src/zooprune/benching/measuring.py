@@ -16,6 +16,9 @@ from zooprune.evaluation.environment import describe
 
 Providers = Mapping[str, Callable[[], object]]
 
+#: Seconds after which a call is not repeated for the sake of memory and operations.
+_LONG = 10.0
+
 
 def compare(
     providers: Providers,
@@ -31,6 +34,7 @@ def compare(
     ----------
     providers : mapping of str to callable
         Each is called twice before the first round: for what it works out and keeps, then for memory and operations.
+        Where the first call takes more than ten seconds, beside which the former is little, it serves for the latter.
     repeats : int
         Rounds.
     device : torch.device or str
@@ -51,10 +55,12 @@ def compare(
     device = torch.device(device)
     counted, peaks = dict(flops or {}), {}
     for name, work in providers.items():
-        # What is worked out once and kept belongs to no figure.
-        work()
-        with _Counter() as counter:
-            peaks[name] = peak_bytes(work, device)
+        for _ in range(2):
+            began = time.perf_counter()
+            with _Counter() as counter:
+                peaks[name] = peak_bytes(work, device)
+            if time.perf_counter() - began > _LONG:
+                break
         counted.setdefault(name, counter.flops)
     seconds: dict[str, list[float]] = {name: [] for name in providers}
     for _ in range(repeats):
