@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from zooprune.bundled.layout import PATCH, SIDE, Layout, Split, draw_layout
 from zooprune.bundled.questions import KINDS, SINGLE_KINDS, Question, ask_about, ask_about_pair
 from zooprune.bundled.scenes import render
-from zooprune.bundled.vocabulary import COLOURED, COLOURS, NAMES, THINGS, sign_pieces
+from zooprune.bundled.vocabulary import COLOURS, NAMES, sign_pieces
 
 #: Stands for "no place" where a coordinate would be.
 NOWHERE = -1.0
@@ -29,15 +29,14 @@ class PatchLabels:
     """What each patch shows, as (grid, grid) arrays.
 
     `name` is the vocabulary entry for it, `colour` and `order` (place of a character in its word) count from 1 with
-    0 for none, and `centre` marks one patch of each thing. `copies` is how many such things the scene holds, 0 where
-    nothing is that could be counted, and `offset`, (grid, grid, 2), how many patches down and across its middle lies.
+    0 for none, and `centre` marks one patch of each thing. `offset`, (grid, grid, 2), is how many patches down and
+    across the middle of the thing lies.
     """
 
     name: np.ndarray
     colour: np.ndarray
     order: np.ndarray
     centre: np.ndarray
-    copies: np.ndarray
     offset: np.ndarray
 
 
@@ -45,9 +44,8 @@ def label_patches(layout: Layout, ids: dict[str, int]) -> PatchLabels:
     """Return what each patch of a scene shows."""
     grid = layout.side // PATCH
     name = np.full((grid, grid), ids["nothing"])
-    colour, order, centre, copies = (np.zeros((grid, grid), dtype=np.int64) for _ in range(4))
+    colour, order, centre = (np.zeros((grid, grid), dtype=np.int64) for _ in range(3))
     offset = np.zeros((grid, grid, 2), dtype=np.float32)
-    counts = Counter(thing.name for thing in layout.things if thing.name in THINGS or thing.name in COLOURED)
     places = np.stack(np.mgrid[:grid, :grid], axis=-1) + 0.5
 
     def patches(box: tuple[int, int, int, int]) -> tuple[slice, slice]:
@@ -58,7 +56,6 @@ def label_patches(layout: Layout, ids: dict[str, int]) -> PatchLabels:
     for thing in layout.things:
         area = patches(thing.box)
         name[area] = ids[thing.text] if thing.name == "digit" else ids[thing.name]
-        copies[area] = counts[thing.name]
         offset[area] = np.array(thing.centre[::-1]) / PATCH - places[area]
         if thing.colour:
             colour[area] = 1 + COLOURS.index(thing.colour)
@@ -69,7 +66,7 @@ def label_patches(layout: Layout, ids: dict[str, int]) -> PatchLabels:
                 order[area] = 1 + place
         column, row = (min(int(value / PATCH), grid - 1) for value in thing.centre)
         centre[row, column] = 1
-    return PatchLabels(name, colour, order, centre, copies, offset)
+    return PatchLabels(name, colour, order, centre, offset)
 
 
 class Examples(Dataset):
@@ -127,7 +124,6 @@ class Examples(Dataset):
             "colour": torch.from_numpy(labels.colour.reshape(-1)),
             "order": torch.from_numpy(labels.order.reshape(-1)),
             "centre": torch.from_numpy(labels.centre.reshape(-1)),
-            "copies": torch.from_numpy(labels.copies.reshape(-1)),
             "offset": torch.from_numpy(labels.offset.reshape(-1, 2)),
             "present": torch.from_numpy(present),
         }

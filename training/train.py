@@ -94,7 +94,7 @@ STAGES = (
         steps=691,
         batch=16,
         rate=8e-4,
-        final=0.25,
+        final=0.0,
         questions=12,
         reading=8,
         patches=256,
@@ -147,9 +147,24 @@ STAGES = (
     Stage(
         "copies and middles",
         side=SIDE,
-        steps=1000,
+        steps=295,
         batch=16,
         rate=4e-4,
+        final=0.25,
+        questions=12,
+        reading=8,
+        counting=2,
+        whole=2,
+        pair_questions=6,
+        focus=("count", "count", "sign", "place"),
+        horizon=1000,
+    ),
+    Stage(
+        "looking",
+        side=SIDE,
+        steps=700,
+        batch=16,
+        rate=5e-4,
         final=0.0,
         questions=12,
         reading=8,
@@ -160,8 +175,6 @@ STAGES = (
     ),
 )
 WARMUP = 100
-#: Of one thing in a scene.
-MOST_COPIES = 4
 #: Muon bears a higher learning rate than AdamW; a stage's own is AdamW's.
 MUON_RATE = 4.0
 #: Most patches show nothing; they should not drown the rest. Characters are the hardest to tell apart.
@@ -169,12 +182,12 @@ NOTHING_WEIGHT, CHARACTER_WEIGHT = 0.15, 3.0
 #: One visual token in so many is left when they are thinned.
 THINNED = 3
 #: After so many layers of the language model a visual token must know which image it belongs to, and after so many a
-#: token that names a thing where the thing is, and the middle of a thing how many such things came before it.
+#: token that names a thing where the thing is. In the layer behind the latter one head of such a token looks at the
+#: middle of every such thing and at the start of the prompt, at each for as long: what is left for the start tells how
+#: many there are.
 PLACED_AFTER, GROUNDED_AFTER = 1, 2
 #: Answers are few beside patches, and counting is the hardest to learn.
-LOSS_WEIGHTS = {"answer": 2.0, "pair_answer": 2.0, "rank": 2.0}
-#: Most things are the first of their kind.
-FIRST_WEIGHT = 0.3
+LOSS_WEIGHTS = {"answer": 2.0, "pair_answer": 2.0, "looks": 2.0}
 VALIDATION_FIRST, VALIDATION_SCENES = 1_000_000, 128
 
 
@@ -189,8 +202,6 @@ class Probes(nn.Module):
         self.patch_where = nn.Linear(text_width, 2)
         self.name_where = nn.Linear(text_width, 3)
         self.image = nn.Linear(text_width, len(ORDINALS))
-        self.rank = nn.Linear(text_width, MOST_COPIES)
-        self.copies = nn.Linear(text_width, MOST_COPIES)
         self.offset = nn.Linear(text_width, 2)
         self.present = nn.Linear(vision_width, len(NAMES))
 
@@ -227,7 +238,6 @@ class Trainer:
             [name in THINGS or name in COLOURED for name in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))],
             device=device,
         )
-        self.rank_weight = torch.tensor([FIRST_WEIGHT] + [1.0] * (MOST_COPIES - 1), device=device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         named = {f"model.{name}": value for name, value in self.model.named_parameters()}
@@ -296,17 +306,16 @@ class Trainer:
                             ("centre", names != self.nothing)):  # fmt: skip
             logits = getattr(self.probes, kind)(visual).flatten(0, 1)[those].float()
             loss = loss + 0.5 * F.cross_entropy(logits, batch[kind].flatten()[those])
-        shown, counted = names != self.nothing, batch["copies"].flatten() > 0
+        shown = names != self.nothing
         offsets = self.probes.offset(visual).flatten(0, 1)[shown].float()
-        loss = loss + 0.5 * F.smooth_l1_loss(offsets, batch["offset"].flatten(0, 1)[shown], beta=0.5)
-        copies = (batch["copies"].flatten()[counted] - 1).clamp(max=MOST_COPIES - 1)
-        logits = self.probes.copies(visual).flatten(0, 1)[counted].float()
-        loss = loss + F.cross_entropy(logits, copies, self.rank_weight)
+        loss = loss + F.smooth_l1_loss(offsets, batch["offset"].flatten(0, 1)[shown], beta=0.5)
         loss = loss + place_loss(self.probes.patch_where(visual), (places[..., :2] + 0.5) * (PATCH / SIDE))
         return loss + F.binary_cross_entropy_with_logits(self.probes.present(pooled).float(), batch["present"])
 
-    def answer(self, visual: Tensor, tokens: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return logits (B, questions, block, vocabulary), questions half-way, and visual tokens early and half-way.
+    def answer(
+        self, visual: Tensor, tokens: Tensor, stretch: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Return logits (B, questions, block, vocabulary), questions half-way, visual tokens early, and all half-way.
 
         `visual` is (B, images, N, d_text). A question sees the images and itself, no other question.
         """
@@ -331,11 +340,9 @@ class Trainer:
         ends = torch.tensor([len(lead) for lead in self.leads[images]]).cumsum(0) + patches * torch.arange(
             1, images + 1
         )
-        seen, known = (
-            torch.stack([hidden[:, end - patches : end] for end in ends.tolist()], dim=1) for hidden in (early, halfway)
-        )
-        final, halfway = (hidden[:, length:].unflatten(1, (questions, block)) for hidden in (final, halfway))
-        return self.model.lm_head(final), halfway, seen, known
+        seen = torch.stack([early[:, end - patches : end] for end in ends.tolist()], dim=1)
+        final, asked = (hidden[:, length:].unflatten(1, (questions, block)) for hidden in (final, halfway))
+        return self.model.lm_head(final), asked, seen, (halfway, positions)
 
     def _mask(self, shared: int, questions: int, block: int) -> Tensor:
         if (shared, questions) not in self.masks:
@@ -365,7 +372,7 @@ class Trainer:
         if stage.patches:
             kept = self.choose(batch["name"], stage.patches, generator)
             places = gather(places, kept)
-            batch |= {key: batch[key].gather(1, kept) for key in ("name", "colour", "order", "centre", "copies")}
+            batch |= {key: batch[key].gather(1, kept) for key in ("name", "colour", "order", "centre")}
             batch["offset"] = gather(batch["offset"], kept)
         with torch.set_grad_enabled(stage.tower):
             visual, pooled = self.see(batch["pixels"], places)
@@ -388,7 +395,7 @@ class Trainer:
         tokens, targets, where = (batch[about + key][:: visual.shape[1]] for key in ("tokens", "targets", "where"))
         draws = torch.rand(2, len(visual), generator=generator).to(self.device)
         stretch = torch.where(draws[0] < 0.5, 1.0, 0.1 + 0.9 * draws[1])
-        logits, halfway, seen, known = self.answer(visual, tokens, stretch)
+        logits, halfway, seen, whole = self.answer(visual, tokens, stretch)
         named = where[..., 0] != NOWHERE
         losses = {}
         if seen.shape[1] > 1:
@@ -396,18 +403,43 @@ class Trainer:
             image = torch.arange(seen.shape[1], device=self.device)[:, None].expand(seen.shape[:3]).flatten()
             losses[f"{about}image"] = F.cross_entropy(self.probes.image(seen).flatten(0, 2).float(), image)
         else:
-            counted = batch["centre"].bool() & self.countable[batch["name"]]
-            ranks = self.ranks(batch["name"], counted)[counted].clamp(max=MOST_COPIES - 1)
-            losses["rank"] = F.cross_entropy(self.probes.rank(known[:, 0][counted]).float(), ranks, self.rank_weight)
+            losses["looks"] = self.looks_loss(whole, tokens, targets, batch)
         return losses | {
             f"{about}answer": F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), ignore_index=IGNORED),
             f"{about}ground": place_loss(self.probes.name_where(halfway[named]), where[named]),
         }
 
-    def ranks(self, names: Tensor, counted: Tensor) -> Tensor:
-        """Return of every patch how many of those `counted` in front of it show the same thing, (B, N)."""
-        same = (names[:, :, None] == names[:, None]) & counted[:, None]
-        return same.tril(-1).sum(2)
+    def looks_loss(
+        self, halfway: tuple[Tensor, Tensor], tokens: Tensor, targets: Tensor, batch: dict[str, Tensor]
+    ) -> Tensor:
+        """Return how far the first head of the layer behind `GROUNDED_AFTER` is from looking where it should.
+
+        A token that names a thing should look at the middle of each such thing and at the start of the prompt.
+        """
+        hidden, positions = halfway
+        _, questions, block = tokens.shape
+        language = self.model.model.language_model
+        layer = language.layers[GROUNDED_AFTER]
+        normed, width = layer.input_layernorm(hidden), layer.self_attn.head_dim
+        cosine, sine = language.rotary_emb(hidden, position_ids=positions)
+        queries, keys = (
+            turned(F.linear(normed, one.weight[:width]), cosine, sine)
+            for one in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+        )
+        length = hidden.shape[1] - questions * block
+        asking = self.countable[tokens] & ((targets != IGNORED).cumsum(-1) == 0)
+        row, place = asking.flatten(1).nonzero(as_tuple=True)
+        visible = self._mask(length, questions, block)[0, 0, length + place]
+        logits = (queries[row, length + place, None] @ keys[row].mT)[:, 0].float() * width**-0.5 + visible
+        wanted = torch.zeros_like(logits)
+        wanted[:, 0] = 1
+        patches = batch["name"].shape[1]
+        middle = (batch["name"][row] == tokens.flatten(1)[row, place][:, None]) & batch["centre"][row].bool()
+        wanted[:, length - patches : length] = middle.float()
+        number = wanted.sum(1)
+        # Less what it would be at best. Things that are there several times are rare, and weigh as many times more.
+        spread = (logits.logsumexp(1) - (wanted * logits.masked_fill(wanted == 0, 0)).sum(1) / number) - number.log()
+        return (spread * number).sum() / number.sum()
 
     @torch.no_grad()
     def validate(self, stage: Stage, loader: DataLoader) -> dict[str, float]:
@@ -444,6 +476,12 @@ class Trainer:
             }
             figures["accuracy"] = float(share.mean())
         return figures
+
+
+def turned(rows: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Return queries or keys (B, L, d) turned by their positions."""
+    one, other = rows.chunk(2, dim=-1)
+    return rows * cosine + torch.cat([-other, one], dim=-1) * sine
 
 
 def gather(tokens: Tensor, kept: Tensor) -> Tensor:
