@@ -25,7 +25,7 @@ def main(log: Path, picture: Path) -> None:
         "patch": "what each patch shows",
         "answer": "answers",
         "ground": "where a named thing is",
-        "rank": "which copy it is",
+        "looks": "where to look to count",
     }
     for name, label in labels.items():
         points = [(row["step"], row["loss"][name]) for row in rows if name in row["loss"]]
