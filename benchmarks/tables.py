@@ -1,4 +1,4 @@
-"""Print the tables of docs/findings.md from the newest result files.
+"""Print the tables of docs/findings.md and of the README from the newest result files.
 
     python benchmarks/tables.py
 
@@ -60,11 +60,13 @@ def main() -> None:
             (figure, *map(str, BUDGETS)),
             ((method, *(percent(arms[method, keep][figure]) for keep in BUDGETS)) for method in METHODS),
         )
-    show(
-        ("task (zoo)", "all", *map(str, BUDGETS)),
-        ((kind, *(percent(arms[key]["tasks"][kind]["accuracy"]) for key in
-                  (("none", None), *(("zoo", keep) for keep in BUDGETS)))) for kind in KINDS),
-    )  # fmt: skip
+    for keep in (64, 32):
+        chosen = [("none", None), *((method, keep) for method in METHODS)]
+        show(
+            (f"at {keep}", *KINDS, "all"),
+            ((arm[0], *(f"{100 * arms[arm]['tasks'][kind]['accuracy']:.0f}" for kind in KINDS),
+              percent(arms[arm]["accuracy"])) for arm in chosen),
+        )  # fmt: skip
     show(
         ("first", "against", "difference", "95 %", "p"),
         ((" ".join(map(str, gap["first"])), " ".join(map(str, gap["second"])), percent(gap["difference"], "+"),
