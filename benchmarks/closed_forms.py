@@ -16,7 +16,7 @@ from rich.table import Table
 
 from environment import write
 from zooprune import load_bundled
-from zooprune.bundled.benchmark import held_out
+from zooprune.bundled.benchmark import scene_image
 from zooprune.families import find_family
 from zooprune.jacobian import AboutMeans, Form, LowRank, form_of, rank_correlation, squared_norm
 
@@ -32,8 +32,8 @@ def main() -> None:
     forms = {f"about {strips} means": AboutMeans(gram, strips) for strips in (1, 4, 16, 64)}
     forms |= {f"diagonal + {columns} columns": LowRank.of(gram, columns) for columns in (4, 16, 64)}
     found: dict[str, list[float]] = {name: [] for name in forms}
-    for item in held_out(arguments.images):
-        pixels = processor.image_processor(item.image, return_tensors="pt")
+    for scene in range(arguments.images):
+        pixels = processor.image_processor(scene_image(scene), return_tensors="pt")
         with torch.no_grad():
             (visual,) = family.encode(model, "image", pixels).visuals
             exact = squared_norm(projector, visual.tokens.features, whole)
