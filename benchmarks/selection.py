@@ -34,14 +34,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--published-up-to", type=int, default=1024, help="tokens up to which the released loop runs")
+    parser.add_argument(
+        "--published-up-to", type=int, default=1024, help="tokens up to which the released loop runs, 0 for never"
+    )
     parser.add_argument("--wide", action="store_true", help="larger cases too, up to 16,384 tokens and 64 images")
     arguments = parser.parse_args()
     cases = {along: [*some, *(WIDER[along] if arguments.wide else [])] for along, some in CASES.items()}
     measured = {}
     for case in dict.fromkeys(case for some in cases.values() for case in some):
         tokens, keep, batch = case
-        plain = not measured or tokens**2 * batch <= arguments.published_up_to**2
+        plain = arguments.published_up_to > 0 and (not measured or tokens**2 * batch <= arguments.published_up_to**2)
         measured[case] = selection.rows(
             tokens, keep, batch=batch, repeats=arguments.repeats, device=arguments.device, plain=plain
         )
