@@ -132,6 +132,8 @@ def compare_with_zoo(
                 {"variant": what, "keep": keep, "questions": len(examples), "accuracy": figures[arm]["accuracy"],
                  "zoo": figures["zoo", keep]["accuracy"], "evidence recall": figures[arm]["evidence_recall"],
                  "same tokens": overlap(subject, examples, variant, keep),
+                 "tasks": {one: [figures[key]["tasks"][one]["accuracy"] for key in (("zoo", keep), arm)]
+                           for one in figures[arm]["tasks"]},
                  "difference": gap["difference"], "interval": gap["interval"], "p": gap["p"]}
             )  # fmt: skip
     return rows

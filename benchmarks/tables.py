@@ -79,6 +79,12 @@ def main() -> None:
           percent(row["difference"], "+"), span(row["interval"], "+"), f"{row['p']:.2g}",
           f"{100 * row['same tokens']:.0f} %") for row in newest("findings")["rows"]),
     )  # fmt: skip
+    show(
+        ("ZOO-Prune and variant", "tokens", *KINDS),
+        ((row["variant"], str(row["keep"]),
+          *(", ".join(f"{100 * share:.0f}" for share in row["tasks"][kind]) for kind in KINDS))
+         for row in newest("findings")["rows"]),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -61,6 +61,22 @@ class Stage:
     horizon: int | None = None
 
 
+#: What the last stages have in common.
+COUNTING = Stage(
+    "counting",
+    side=SIDE,
+    steps=866,
+    batch=16,
+    rate=5e-4,
+    final=0.0,
+    questions=12,
+    reading=7,
+    counting=3,
+    whole=2,
+    pair_questions=6,
+    focus=("count", "count", "sign", "place"),
+    horizon=1500,
+)
 STAGES = (
     Stage("tower", side=168, steps=3000, batch=32, rate=1e-3, final=0.3, questions=0, reading=2),
     Stage("answers", side=168, steps=1002, batch=32, rate=1e-3, final=0.3, questions=10, reading=4, horizon=1900),
@@ -129,50 +145,9 @@ STAGES = (
         pair_questions=6,
         focus=("count", "sign", "print"),
     ),
-    Stage(
-        "counting",
-        side=SIDE,
-        steps=866,
-        batch=16,
-        rate=5e-4,
-        final=0.0,
-        questions=12,
-        reading=7,
-        counting=3,
-        whole=2,
-        pair_questions=6,
-        focus=("count", "count", "sign", "place"),
-        horizon=1500,
-    ),
-    Stage(
-        "copies and middles",
-        side=SIDE,
-        steps=295,
-        batch=16,
-        rate=4e-4,
-        final=0.0,
-        questions=12,
-        reading=8,
-        counting=2,
-        whole=2,
-        pair_questions=6,
-        focus=("count", "count", "sign", "place"),
-        horizon=1000,
-    ),
-    Stage(
-        "looking",
-        side=SIDE,
-        steps=700,
-        batch=16,
-        rate=5e-4,
-        final=0.0,
-        questions=12,
-        reading=8,
-        counting=2,
-        whole=2,
-        pair_questions=6,
-        focus=("count", "count", "sign", "place"),
-    ),
+    COUNTING,
+    replace(COUNTING, name="copies and middles", steps=295, rate=4e-4, reading=8, counting=2, horizon=1000),
+    replace(COUNTING, name="looking", steps=700, reading=8, counting=2, horizon=None),
 )
 WARMUP = 100
 #: Muon bears a higher learning rate than AdamW; a stage's own is AdamW's.
