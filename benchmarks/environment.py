@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from zooprune.evaluation.environment import describe
+from zooprune.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -17,7 +17,5 @@ def write(name: str, figures: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     row = {"environment": describe()} | figures
     path = RESULTS / f"{name}-{row['environment']['date']}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(row, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(row, indent=1) + "\n")
     return path
