@@ -28,9 +28,9 @@ def main() -> None:
     model, processor = load_bundled()
     projector, family = model.model.multi_modal_projector, find_family(model)
     whole = form_of(projector, None)
-    (gram,) = (quadratic.gram for quadratic in whole.quadratics)
-    forms = {f"about {strips} means": AboutMeans(gram, strips) for strips in (1, 4, 16, 64)}
-    forms |= {f"diagonal + {columns} columns": LowRank.of(gram, columns) for columns in (4, 16, 64)}
+    (grams,) = (quadratic.grams for quadratic in whole.quadratics)
+    forms = {f"about {strips} means": AboutMeans(grams, strips) for strips in (1, 4, 16, 64)}
+    forms |= {f"diagonal + {columns} columns": LowRank.of(grams, columns) for columns in (4, 16, 64)}
     found: dict[str, list[float]] = {name: [] for name in forms}
     for scene in range(arguments.images):
         pixels = processor.image_processor(scene_image(scene), return_tensors="pt")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from transformers.activations import ACT2FN
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from zooprune import jacobian, sensitivity, weight_cache
-from zooprune.jacobian import AboutMeans, LowRank, form_of
+from zooprune.jacobian import AboutMeans, LowRank, form_of, rank_correlation
+from zooprune.projectors import NormedMLP
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "zoo_sensitivity.npz")
 
@@ -154,10 +156,10 @@ def test_low_rank_grows_exact():
 
 
 def test_the_diagonal_of_the_low_rank_form_is_exact():
-    gram = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
-    gram = gram @ gram.T
-    form = LowRank.of(gram, 5)
-    torch.testing.assert_close(form.residual + form.columns.square().sum(-1), gram.diagonal())
+    roots = torch.randn(2, 30, 40, generator=torch.Generator().manual_seed(0))
+    grams = roots @ roots.mT
+    form = LowRank.of(tuple(grams), 5)
+    torch.testing.assert_close(form.residuals + form.columns.square().sum(-1), grams.diagonal(dim1=1, dim2=2).T)
 
 
 def wide(hidden: int = 512) -> nn.Sequential:
@@ -189,18 +191,19 @@ def test_low_rank_is_nearly_the_best_there_is(rank):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 10**6))
-def test_about_means_is_its_definition(rows, strips, seed):
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 3), st.integers(1, 20), st.integers(0, 10**6))
+def test_about_means_is_its_definition(rows, strips, grams, chunk, seed):
     """Against projections written out in float64; with as many means as rows it is the whole."""
     generator = torch.Generator().manual_seed(seed)
-    root, slopes = torch.randn(30, 30, generator=generator), torch.rand(rows, 30, generator=generator)
-    gram = root @ root.T
-    found = AboutMeans(gram, strips)(slopes).double()
+    roots, slopes = torch.randn(grams, 30, 30, generator=generator), torch.rand(rows, 30, generator=generator)
+    gram = roots @ roots.mT
+    with mock.patch.object(jacobian, "_CHUNK", chunk):
+        found = AboutMeans(tuple(gram), strips)(slopes).double().T
     wide, gram = slopes.double(), gram.double()
     means = torch.stack([strip.mean(0) for strip in wide.tensor_split(min(strips, rows))])
     along = wide @ torch.linalg.pinv(means) @ means
     rest = wide - along
-    expected = ((along + 2 * rest) @ gram * along).sum(-1) + rest.square() @ gram.diagonal()
+    expected = ((along + 2 * rest) @ gram * along).sum(-1) + gram.diagonal(dim1=1, dim2=2) @ rest.square().T
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
     if strips >= rows:
         torch.testing.assert_close(found, ((wide @ gram) * wide).sum(-1), rtol=1e-3, atol=1e-2)
@@ -218,6 +221,26 @@ def test_auto_ranks_like_the_whole(monkeypatch):
     weight_cache._kept.pop(projector)
     assert form_of(projector, "auto").name == "whole"
     assert torch.equal(sensitivity.closed_form(projector, x, rank="auto"), exact)
+
+
+def test_auto_runs_the_first_layer_as_the_model_does():
+    """In the weights' own dtype, which is what sharing its output gives."""
+    projector, x = wide(1024).bfloat16(), features(300).bfloat16()
+    alone = sensitivity.closed_form(projector, x, rank="auto")
+    assert torch.equal(alone, sensitivity.closed_form(projector, x, rank="auto", hidden=projector[0](x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_auto_ranks_like_the_whole_where_blocks_are_normed(dtype):
+    first, act, second = wide(1024)
+    merger = NormedMLP(nn.LayerNorm(3), first, act, second, blocks=4).to(dtype).requires_grad_(False)
+    merger.norm.weight.uniform_(0.5, 1.5)
+    merger.norm.bias.normal_()
+    x = features(300).to(dtype)
+    form = form_of(merger, "auto")
+    assert form.own_layer and 0.999 <= form.correlation < 1
+    exact, cheap = sensitivity.closed_form(merger, x), sensitivity.closed_form(merger, x, rank="auto")
+    assert rank_correlation(cheap, exact) >= 0.999
 
 
 def test_small_projectors_are_taken_whole():

@@ -12,16 +12,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zooprune.precision import exact_float32
 from zooprune.projectors import NormedMLP, Projector
-from zooprune.two_layer import TwoLayer, as_mlp, in_float32
+from zooprune.two_layer import TwoLayer, as_mlp, in_float32, is_plain
 from zooprune.weight_cache import cached
 
-#: Tokens worked on at once where each is scored by itself. What they give in between then stays in a CPU's cache.
+#: Tokens worked on at once where each is worked out by itself. What they give in between stays in a CPU's cache.
 _CHUNK = 256
-#: Tokens worked on at once where they are scored together, which bounds the memory.
+#: Tokens scored together at most, where they are, which bounds the memory.
 _TOGETHER = 4096
 #: How many means of strips are tried, and the width of the hidden layer from which on that pays.
 _STRIPS = (16, 64)
@@ -31,7 +32,7 @@ _PROBES = 256
 _LEAST_CORRELATION = 0.999
 
 
-#: Gives d^T G d for every row d: (N, d) -> (N,).
+#: Gives d^T G d for every row d and each of a few matrices G: (N, d) -> (N, grams).
 Quadratic = Callable[[Tensor], Tensor]
 
 
@@ -41,15 +42,15 @@ class Whole:
 
     Parameters
     ----------
-    gram : Tensor, (d, d)
-        G, symmetric positive semi-definite.
+    grams : tuple of Tensor, (d, d) each
+        The matrices G, symmetric positive semi-definite.
     """
 
-    gram: Tensor
+    grams: tuple[Tensor, ...]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return the value for every row."""
-        return ((rows @ self.gram) * rows).sum(-1)
+        """Return the values for every row."""
+        return torch.stack([((rows @ gram) * rows).sum(-1) for gram in self.grams], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -58,32 +59,36 @@ class LowRank:
 
     Parameters
     ----------
-    residual : Tensor, (d,)
+    residuals : Tensor, (d, grams)
         r: what G's diagonal has beside that of the product, which makes it exact.
-    columns : Tensor, (d, rank)
+    columns : Tensor, (d, grams, rank)
         L.
     """
 
-    residual: Tensor
+    residuals: Tensor
     columns: Tensor
 
     @classmethod
-    def of(cls, gram: Tensor, rank: int) -> LowRank:
+    def of(cls, grams: tuple[Tensor, ...], rank: int) -> LowRank:
         """Return the form at a rank (Nystroem on a power basis)."""
-        rank = min(rank, len(gram))
-        generator = torch.Generator().manual_seed(0)
-        basis = torch.randn(len(gram), rank, generator=generator, dtype=torch.float32, device="cpu").to(gram.device)
-        for _ in range(6):
-            basis, _ = torch.linalg.qr(gram @ basis)
-        image = gram @ basis
-        values, vectors = torch.linalg.eigh(basis.T @ image)
-        safe = values.clamp_min(values.max() * 1e-6)
-        columns = image @ vectors / safe.sqrt()
-        return cls((gram.diagonal() - columns.square().sum(-1)).clamp_min(0), columns)
+        columns = torch.stack([_leading_columns(gram, rank) for gram in grams], dim=1)
+        return cls((_diagonals(grams) - columns.square().sum(-1)).clamp_min(0), columns)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return the value for every row."""
-        return rows.square() @ self.residual + (rows @ self.columns).square().sum(-1)
+        """Return the values for every row."""
+        along = (rows @ self.columns.flatten(1)).unflatten(1, self.columns.shape[1:])
+        return rows.square() @ self.residuals + along.square().sum(-1)
+
+
+def _leading_columns(gram: Tensor, rank: int) -> Tensor:
+    rank = min(rank, len(gram))
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(len(gram), rank, generator=generator, dtype=torch.float32, device="cpu").to(gram.device)
+    for _ in range(6):
+        basis, _ = torch.linalg.qr(gram @ basis)
+    image = gram @ basis
+    values, vectors = torch.linalg.eigh(basis.T @ image)
+    return image @ vectors / values.clamp_min(values.max() * 1e-6).sqrt()
 
 
 @dataclass(frozen=True)
@@ -95,24 +100,32 @@ class AboutMeans:
 
     Parameters
     ----------
-    gram : Tensor, (d, d)
+    grams : tuple of Tensor, (d, d) each
     strips : int
         How many runs of following rows are averaged.
     """
 
-    gram: Tensor
+    grams: tuple[Tensor, ...]
     strips: int
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return the value for every row, given those beside it."""
+        """Return the values for every row, given those beside it."""
         means = torch.stack([strip.mean(0) for strip in rows.tensor_split(min(self.strips, len(rows)))])
         basis, _ = torch.linalg.qr(means.T)
         # From the left, along the rows of G as they lie in memory.
-        image = (basis.T @ self.gram).T
-        along = rows @ basis
-        rest = rows - along @ basis.T
-        linear = along @ (basis.T @ image) + 2 * (rest @ image)
-        return (linear * along).sum(-1) + rest.square_() @ self.gram.diagonal().contiguous()
+        image = torch.cat([basis.T @ gram for gram in self.grams]).T
+        inner, diagonals = basis.T @ image, _diagonals(self.grams)
+        found = []
+        for some in rows.split(_CHUNK):
+            along = some @ basis
+            rest = torch.addmm(some, along, basis.T, alpha=-1)
+            linear = (along @ inner + 2 * (rest @ image)).unflatten(1, (len(self.grams), -1))
+            found.append((linear * along[:, None]).sum(-1) + rest.square_() @ diagonals)
+        return torch.cat(found)
+
+
+def _diagonals(grams: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack([gram.diagonal() for gram in grams], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -128,12 +141,15 @@ class Form:
         Spearman's rank correlation, on random tokens, of the scores it gives with those of the whole.
     together : int
         How many tokens are scored at once.
+    own_layer : bool
+        Whether the projector's first layer runs in its own dtype, as the model runs it, and not in float32.
     """
 
     quadratics: tuple[Quadratic, ...]
     name: str = "whole"
     correlation: float = 1.0
     together: int = _CHUNK
+    own_layer: bool = False
 
 
 def has_closed_form(projector: Projector) -> bool:
@@ -156,7 +172,7 @@ def squared_norm(projector: nn.Module, features: Tensor, form: Form, hidden: Ten
     parts = _parts(projector)
     steps = features.split(form.together)
     given = [None] * len(steps) if hidden is None else hidden.split(form.together)
-    found = [parts.squared(rows, ready, form.quadratics) for rows, ready in zip(steps, given, strict=True)]
+    found = [parts.squared(rows, ready, form) for rows, ready in zip(steps, given, strict=True)]
     return torch.cat(found).clamp_min(0)
 
 
@@ -170,17 +186,19 @@ def form_of(projector: nn.Module, rank: int | Literal["auto"] | None) -> Form:
         One that has a closed form.
     rank : int, "auto" or None
         None is the whole, a number the diagonal plus so many columns. "auto" is `AboutMeans` with as few strips as rank
-        tokens like the whole, or the whole where that fails or the matrices are too small for it to pay.
+        tokens like the whole, and the first layer in its own dtype; or the whole where that fails or the matrices are
+        too small for it to pay.
     """
     parts = _parts(projector)
 
     def whole() -> Form:
-        return Form(tuple(Whole(gram) for gram in parts.grams()))
+        return Form(tuple(map(Whole, parts.grams())))
 
     def about_means() -> Form | None:
         grams = tuple(parts.grams())
         for strips in _STRIPS:
-            cheap = Form(tuple(AboutMeans(gram, strips) for gram in grams), f"about {strips} means", 0.0, _TOGETHER)
+            quadratics = tuple(AboutMeans(alike, strips) for alike in grams)
+            cheap = Form(quadratics, f"about {strips} means", together=_TOGETHER, own_layer=True)
             found = _measured(projector, cheap, grams)
             if found.correlation >= _LEAST_CORRELATION:
                 return found
@@ -188,7 +206,7 @@ def form_of(projector: nn.Module, rank: int | Literal["auto"] | None) -> Form:
 
     def low_rank(columns: int) -> Form:
         grams = tuple(parts.grams())
-        cheap = Form(tuple(LowRank.of(gram, columns) for gram in grams), f"diagonal + {columns} columns")
+        cheap = Form(tuple(LowRank.of(alike, columns) for alike in grams), f"diagonal + {columns} columns")
         return _measured(projector, cheap, grams)
 
     if isinstance(rank, int):
@@ -200,13 +218,13 @@ def form_of(projector: nn.Module, rank: int | Literal["auto"] | None) -> Form:
     return cached(projector, "whole", whole)
 
 
-def _measured(projector: nn.Module, form: Form, grams: tuple[Tensor, ...]) -> Form:
+def _measured(projector: nn.Module, form: Form, grams: tuple[tuple[Tensor, ...], ...]) -> Form:
     """Return the form with its correlation filled in."""
     # Alike as they are, such tokens are harder to tell apart than those of an image.
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(_PROBES, _parts(projector).d_vision, generator=generator, dtype=torch.float32, device="cpu")
-    probes = probes.to(grams[0].device)
-    exact = squared_norm(projector, probes, Form(tuple(Whole(gram) for gram in grams)))
+    probes = probes.to(grams[0][0].device)
+    exact = squared_norm(projector, probes, Form(tuple(map(Whole, grams))))
     return replace(form, correlation=rank_correlation(squared_norm(projector, probes, form), exact))
 
 
@@ -227,15 +245,23 @@ class _Plain:
         self._projector, self._mlp = projector, mlp
         self.d_hidden, self.d_vision = mlp.first.weight.shape
 
-    def grams(self) -> Iterator[Tensor]:
+    def grams(self) -> Iterator[tuple[Tensor, ...]]:
         weight_1, weight_2 = self._mlp.weight_1, self._mlp.weight_2
-        yield (weight_1 @ weight_1.T).mul_(weight_2.T @ weight_2)
+        yield ((weight_1 @ weight_1.T).mul_(weight_2.T @ weight_2),)
 
-    def squared(self, rows: Tensor, hidden: Tensor | None, quadratics: tuple[Quadratic, ...]) -> Tensor:
-        if hidden is None:
-            weight, bias = cached(self._projector, "first", lambda: (self._mlp.weight_1, self._mlp.bias_1))
-            hidden = (rows @ weight.T).add_(bias)
-        return quadratics[0](slopes(self._mlp.activation, hidden))
+    def squared(self, rows: Tensor, hidden: Tensor | None, form: Form) -> Tensor:
+        found = [
+            slopes(self._mlp.activation, self._hidden(some, form.own_layer) if hidden is None else hidden[part])
+            for part, some in _parted(rows)
+        ]
+        return form.quadratics[0](torch.cat(found))[:, 0]
+
+    def _hidden(self, rows: Tensor, own: bool) -> Tensor:
+        first = self._mlp.first
+        if own:
+            return F.linear(rows.to(first.weight.dtype), first.weight, first.bias)
+        weight, bias = cached(self._projector, "first", lambda: (self._mlp.weight_1, self._mlp.bias_1))
+        return (rows @ weight.T).add_(bias)
 
 
 class _Normed:
@@ -251,34 +277,47 @@ class _Normed:
         self.d_hidden = projector.second.weight.shape[1]
         self.d_vision = projector.blocks * projector.gain.shape[0]
 
-    def grams(self) -> Iterator[Tensor]:
-        """Yield G for every block, then W2^T W2 for the rank-one terms."""
+    def grams(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield G of all blocks, then W2^T W2 for the rank-one terms."""
         weight_2 = self._projector.second.weight.detach().float()
         output = weight_2.T @ weight_2
         columns, _ = cached(self._projector, "first", self._first)
-        for block in columns.unbind(1):
-            if self._projector.centred:
-                block = block - block.mean(-1, keepdim=True)
-            yield (block @ block.T).mul_(output)
-        yield output
+        blocks = columns.unbind(1)
+        if self._projector.centred:
+            blocks = tuple(block - block.mean(-1, keepdim=True) for block in blocks)
+        yield tuple((block @ block.T).mul_(output) for block in blocks)
+        yield (output,)
 
-    def squared(self, rows: Tensor, hidden: Tensor | None, quadratics: tuple[Quadratic, ...]) -> Tensor:
-        columns, constant = cached(self._projector, "first", self._first)
-        *wholes, output = quadratics
-        unit, scale = self._projector.normalised(rows.unflatten(-1, (self._projector.blocks, -1)))
-        # What each block adds to the hidden units; they sum to what the activation reads.
-        if hidden is not None and self._projector.blocks == 1:
-            shares = (hidden.float() - constant)[None]
-        else:
-            shares = torch.stack([unit[:, b] @ columns[:, b].T for b in range(self._projector.blocks)])
-        found = slopes(self._projector.activation, shares.sum(0) + constant)
-        taken = (2 - unit.square().mean(-1)) / unit.shape[-1]
+    def squared(self, rows: Tensor, hidden: Tensor | None, form: Form) -> Tensor:
+        blocks = self._projector.blocks
+        _, constant = cached(self._projector, "first", self._first)
+        whole, output = form.quadratics
+        found = rows.new_empty(len(rows), self.d_hidden)
+        turned = rows.new_empty(blocks, len(rows), self.d_hidden)
+        taken, scale = rows.new_empty(len(rows), blocks), rows.new_empty(len(rows), blocks)
+        for part, some in _parted(rows):
+            unit, scale[part] = self._projector.normalised(some.unflatten(-1, (blocks, -1)))
+            taken[part] = (2 - unit.square().mean(-1)) / unit.shape[-1]
+            # What each block adds to the hidden units; they sum to what the activation reads.
+            if hidden is not None and blocks == 1:
+                shares = (hidden[part].float() - constant)[None]
+            else:
+                shares = self._shares(unit, form.own_layer)
+            found[part] = slopes(self._projector.activation, shares.sum(0) + constant)
+            torch.mul(shares, found[part], out=turned[:, part])
         # All blocks together: the matrix is read once.
-        along = output((found * shares).flatten(0, 1)).view(len(shares), -1)
-        total = rows.new_zeros(len(rows))
-        for block, whole in enumerate(wholes):
-            total += (whole(found) - taken[:, block] * along[block]) / scale[:, block].square()
-        return total
+        along = output(turned.flatten(0, 1)).view(blocks, -1).T
+        return ((whole(found) - taken * along) / scale.square()).sum(-1)
+
+    def _shares(self, unit: Tensor, own: bool) -> Tensor:
+        """Return W1 diag(g) x^ of every block, (blocks, N, d_hidden)."""
+        first = self._projector.first
+        if own and isinstance(first, nn.Linear) and is_plain(first.weight):
+            weight = first.weight.unflatten(1, unit.shape[1:])
+            unit = (unit * self._projector.gain.float()).to(weight.dtype)
+        else:
+            weight, _ = cached(self._projector, "first", self._first)
+        return torch.stack([F.linear(unit[:, b], weight[:, b]).float() for b in range(unit.shape[1])])
 
     def _first(self) -> tuple[Tensor, Tensor]:
         """Return W1 diag(g), (d_hidden, blocks, n), and what the first layer gives for the norm's own bias."""
@@ -291,6 +330,12 @@ class _Normed:
         identity = torch.eye(blocks * len(gain), device=gain.device)
         weight = (first(identity) - first(torch.zeros_like(identity[:1]))).T
         return weight.unflatten(1, (blocks, -1)) * gain, origin[0]
+
+
+def _parted(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows in chunks, and which these are."""
+    for start in range(0, len(rows), _CHUNK):
+        yield (part := slice(start, start + _CHUNK)), rows[part]
 
 
 def _parts(projector: Projector) -> _Plain | _Normed:

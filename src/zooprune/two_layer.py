@@ -64,7 +64,7 @@ def as_mlp(projector: Projector) -> TwoLayer | None:
         return None
     first, activation, second = children
     layers = (first, second)
-    if not all(isinstance(layer, nn.Linear) and _is_plain(layer.weight) for layer in layers):
+    if not all(isinstance(layer, nn.Linear) and is_plain(layer.weight) for layer in layers):
         return None
     if [*activation.parameters(), *activation.buffers()]:
         return None
@@ -99,7 +99,7 @@ def probe_rows(width: int, device: torch.device, seed: int = 0) -> Tensor:
     return (rows * torch.tensor([[1.0], [1.0], [100.0], [100.0]], dtype=torch.float32, device="cpu")).to(device)
 
 
-def _is_plain(weight: Tensor) -> bool:
+def is_plain(weight: Tensor) -> bool:
     """Return whether a layer's weight is the matrix itself and not, say, a packed four-bit form of it."""
     return weight.ndim == 2 and weight.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
