@@ -38,19 +38,19 @@ def spend(pruner: Pruner, visual: Visual, *, scope: Scope, newlines: Newlines) -
     selection : Selection
         Among the tokens.
     kept : Tensor of bool, (visual.length,)
-        Among all slots, separators included.
+        Among all slots, separators included; on the CPU.
     """
     select = _by_tile(pruner) if scope == "tile" else _at_once(pruner)
     total, tokens = visual.length, visual.tokens
     budget = Budget(pruner.keep).count(total)
-    kept = torch.zeros(total, dtype=torch.bool, device=visual.places.device)
+    kept = torch.zeros(total, dtype=torch.bool)
     if budget == total or total == len(tokens) or newlines == "drop":
         selection = select(tokens, min(budget, len(tokens)))
     elif newlines == "keep":
         selection = select(tokens, min(max(1, budget - (total - len(tokens))), len(tokens)))
     else:
         selection = _with_rows(select, visual, budget)
-    kept[visual.places[selection.index.to(kept.device)]] = True
+    kept[visual.places[selection.index.cpu()]] = True
     if newlines == "rows":
         # A budget of one has room for a token, but not for its separator.
         kept[_rows_of(visual, selection)[: budget - len(selection)]] = True
@@ -68,17 +68,17 @@ def _at_once(pruner: Pruner) -> _Select:
 
 def _by_tile(pruner: Pruner) -> _Select:
     def select(tokens: VisualTokens, keep: int) -> Selection:
-        _, tile = torch.unique(tokens.positions[:, :2], dim=0, return_inverse=True)
+        _, tile = torch.unique(tokens.positions[:, :2].cpu(), dim=0, return_inverse=True)
         members = [(tile == number).nonzero()[:, 0] for number in range(int(tile.max()) + 1)]
         index, scores = [], None
         for mine, share in zip(members, deal(keep, [len(mine) for mine in members]), strict=True):
             if share == 0:
                 continue
             chosen = replace(pruner, keep=share).select(tokens[mine])
-            index.append(mine[chosen.index.to(mine.device)])
+            index.append(mine[chosen.index.cpu()])
             if chosen.scores is not None:
                 if scores is None:
-                    scores = torch.zeros(len(tokens), dtype=torch.float32, device=mine.device)
+                    scores = torch.zeros(len(tokens), dtype=torch.float32, device=chosen.scores.device)
                 scores[mine] = chosen.scores
         return Selection(torch.cat(index).sort().values, len(tokens), scores)
 
@@ -119,5 +119,5 @@ def _with_rows(select: _Select, visual: Visual, budget: int) -> Selection:
 
 
 def _rows_of(visual: Visual, selection: Selection) -> Tensor:
-    ends = visual.breaks[selection.index].unique()
+    ends = visual.breaks[selection.index.cpu()].unique()
     return ends[ends >= 0]

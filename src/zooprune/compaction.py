@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ class Prompt:
     attention_mask: Tensor
     position_ids: Tensor
     source: Tensor
+
+    def to(self, device: torch.device) -> Prompt:
+        """Return the prompts on another device."""
+        return Prompt(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def gather(self, values: Tensor, padding: int) -> Tensor:
         """Cut something else that has one value per token of the uncut prompt, such as labels: (B, L)."""

@@ -314,18 +314,21 @@ class Session:
 
     def _cut(self, inputs: Mapping[str, Any]) -> tuple[Prompt, dict[str, ModelOutput], Report]:
         """Encode, select and cut: everything up to the language model."""
-        ids: Tensor = inputs["input_ids"]
+        device = self.model.device
+        present = self._family.present(inputs)
+        pixels = [inputs[self._family.arguments(modality)[0]] for modality in present]
+        if any(given.device != device for given in (*pixels, inputs["input_ids"])):
+            raise ValueError(f"the model is on {device}; move the inputs there with inputs.to(model.device)")
+        # What is about prompts is done on the host, which then waits for the device only where tokens are chosen.
+        ids: Tensor = inputs["input_ids"].cpu()
         mask = inputs.get("attention_mask")
         pad = self._pad_token_id()
         if mask is None:
             if pad is not None and bool((ids == pad).any()):
                 raise ValueError("input_ids hold padding; pass the attention_mask that came with them")
             mask = torch.ones_like(ids)
+        mask = mask.cpu()
         check_prompt(ids, mask)
-        present = self._family.present(inputs)
-        pixels = [inputs[self._family.arguments(modality)[0]] for modality in present]
-        if any(given.device != self.model.device for given in (*pixels, ids)):
-            raise ValueError(f"the model is on {self.model.device}; move the inputs there with inputs.to(model.device)")
         timings = Timings()
         stays = torch.ones_like(ids, dtype=torch.bool)
         slots = torch.zeros_like(stays)
@@ -333,7 +336,7 @@ class Session:
         images: list[ImageReport] = []
         with torch.no_grad(), recording(timings):
             for modality in present:
-                with stage("encode", ids.device):
+                with stage("encode", device):
                     encoded = encode(self._family, self.model, modality, inputs)
                 mine = self._family.slots(self.model, modality, ids)
                 kept = []
@@ -349,14 +352,14 @@ class Session:
                     images.append(ImageReport(row, _on_cpu(selection), places, modality, separators))
                 everywhere = torch.cat(kept)
                 slots |= mine
-                stays[mine] = everywhere.to(ids.device)
+                stays[mine] = everywhere
                 per_prompt = (stays & mine).sum(1)[mine.any(1)].tolist()
                 outputs[self._family.placeholder(modality)] = encoded.cut(everywhere, per_prompt)
             axes = self._family.axes(self.model, inputs, mask)
         # Padding is masked, so any id serves where the model names none.
         prompt = compact(ids, mask, slots, stays[slots], positions=self.positions, pad_token_id=pad or 0, axes=axes)
         report = Report(tuple(images), ids.shape[1], prompt.input_ids.shape[1], timings)
-        return prompt, outputs, report
+        return prompt.to(device), outputs, report
 
     def _groups(self, modality: Modality, visuals: list[Visual], slots: Tensor) -> list[tuple[int, Visual]]:
         """Return the row and the tokens that share a budget, in prompt order."""
@@ -369,9 +372,9 @@ class Session:
             )
         groups: list[tuple[int, list[Visual]]] = []
         row = 0
-        for number, visual in enumerate(visuals):
-            tokens = visual.tokens
-            if not bool(all_finite(tokens.embeddings) & all_finite(tokens.features)):
+        finite = [all_finite(one.tokens.embeddings) & all_finite(one.tokens.features) for one in visuals]
+        for number, (visual, sound) in enumerate(zip(visuals, torch.stack(finite).tolist(), strict=True)):
+            if not sound:
                 raise ValueError(
                     f"{modality} {number} gives NaN or infinite features; check its pixels and the model's dtype"
                 )

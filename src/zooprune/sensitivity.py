@@ -190,13 +190,7 @@ def is_linear(projector: Projector, features: Tensor) -> bool:
     Returns
     -------
     bool
-
-    Raises
-    ------
-    ValueError
-        If the features are not finite.
     """
-    features = _checked(features)
 
     def superposes() -> bool:
         apply = in_float32(projector)

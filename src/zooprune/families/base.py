@@ -33,9 +33,10 @@ class Visual:
     length : int
         Slots it fills, separators included.
     places : Tensor of int64, (N,)
-        Which of these slots each token fills, ascending; the others hold separators, such as LLaVA-NeXT's newlines.
+        Which of these slots each token fills, ascending; the others hold separators, such as LLaVA-NeXT's newlines. On
+        the CPU, like all that is about prompts.
     breaks : Tensor of int64, (N,)
-        The slot of the separator that ends a token's row, -1 where there is none.
+        The slot of the separator that ends a token's row, -1 where there is none. On the CPU.
     """
 
     tokens: VisualTokens
@@ -46,7 +47,7 @@ class Visual:
     @classmethod
     def plain(cls, tokens: VisualTokens) -> Visual:
         """Return an image that has no separators."""
-        places = torch.arange(len(tokens), device=tokens.features.device)
+        places = torch.arange(len(tokens))
         return cls(tokens, len(tokens), places, torch.full_like(places, -1))
 
 
@@ -143,7 +144,10 @@ class Family(ABC):
         return modality
 
     def axes(self, model: Any, inputs: Mapping[str, Any], attention_mask: Tensor) -> Tensor | None:
-        """Return the positions of the uncut prompts on every axis, (axes, B, L), or None where text order is all."""
+        """Return the positions of the uncut prompts on every axis, (axes, B, L), or None where text order is all.
+
+        The mask is on the CPU, and so are the positions.
+        """
         return None
 
     def run(

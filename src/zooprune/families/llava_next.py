@@ -40,6 +40,8 @@ class LlavaNext(Family):
         finally:
             del inner.pack_image_features
         ((counts, args, kwargs),) = calls
+        # Sizes are read one by one, for which the host would have to wait for the device each time.
+        args = tuple(value.cpu() if isinstance(value, Tensor) else value for value in args)
 
         def packed(tiles: list[Tensor], newline: float) -> list[Tensor]:
             mark = torch.full_like(tiles[0][0, 0], newline)
@@ -65,11 +67,10 @@ class LlavaNext(Family):
 
 def unpacked(rows: VisualTokens, *, several: bool) -> Visual:
     """Tell tokens from newlines, whose tile is negative; `several` tiles begin with the small view."""
-    slots = torch.arange(len(rows), device=rows.positions.device)
-    newlines, places = slots[rows.positions[:, 1] < 0], slots[rows.positions[:, 1] >= 0]
-    tokens = rows[places]
+    slots, tile = torch.arange(len(rows)), rows.positions[:, 1].cpu()
+    newlines, places = slots[tile < 0], slots[tile >= 0]
     breaks = torch.cat([newlines, newlines.new_full((1,), -1)])[torch.searchsorted(newlines, places)]
     if several:
         # The small view has no newlines of its own.
-        breaks = breaks.masked_fill(tokens.positions[:, 1] == 0, -1)
-    return Visual(tokens, len(rows), places, breaks)
+        breaks = breaks.masked_fill(tile[places] == 0, -1)
+    return Visual(rows[places], len(rows), places, breaks)

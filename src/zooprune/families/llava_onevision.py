@@ -39,7 +39,7 @@ class LlavaOnevision(LlavaNext):
         side = round(features.shape[1] ** 0.5)
         positions = grid_positions(side, side, frames=frames, device=read.device)
         tail = self.token_wise(projector)
-        places = torch.arange(len(positions), device=read.device)
+        places = torch.arange(len(positions))
         newline = torch.full_like(places, len(places))
         visuals = [
             Visual(VisualTokens(x, z[:-1], tail, positions, h), len(z), places, newline)

@@ -62,7 +62,9 @@ class Qwen2VL(Family):
         given = {name: inputs[name] for name in names if inputs.get(name) is not None}
         if "mm_token_type_ids" not in given:
             raise ValueError("no mm_token_type_ids; pass all that the processor returned")
-        positions, _ = model.model.get_rope_index(inputs["input_ids"], attention_mask=attention_mask, **given)
+        # On the host, which would have to wait for the device at every step of it.
+        given = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in given.items()}
+        positions, _ = model.model.get_rope_index(inputs["input_ids"].cpu(), attention_mask=attention_mask, **given)
         return positions
 
 
