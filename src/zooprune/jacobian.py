@@ -20,7 +20,7 @@ from zooprune.projectors import NormedMLP, Projector
 from zooprune.two_layer import TwoLayer, as_mlp, in_float32, is_plain
 from zooprune.weight_cache import cached
 
-#: Tokens worked on at once where each is worked out by itself. What they give in between stays in a CPU's cache.
+#: Tokens worked on at once. What they give in between stays in a CPU's cache.
 _CHUNK = 256
 #: Tokens scored together at most, where they are, which bounds the memory.
 _TOGETHER = 4096
@@ -116,12 +116,18 @@ class AboutMeans:
         image = torch.cat([basis.T @ gram for gram in self.grams]).T
         inner, diagonals = basis.T @ image, _diagonals(self.grams)
         found = []
-        for some in rows.split(_CHUNK):
-            along = some @ basis
-            rest = torch.addmm(some, along, basis.T, alpha=-1)
+        for part in _parted(rows):
+            along = rows[part] @ basis
+            rest = torch.addmm(rows[part], along, basis.T, alpha=-1)
             linear = (along @ inner + 2 * (rest @ image)).unflatten(1, (len(self.grams), -1))
             found.append((linear * along[:, None]).sum(-1) + rest.square_() @ diagonals)
         return torch.cat(found)
+
+
+def _parted(rows: Tensor) -> list[slice]:
+    """Return chunks of rows; a GPU, where launches cost more than memory, takes all rows at once."""
+    size = _CHUNK if rows.device.type == "cpu" else len(rows)
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
 
 
 def _diagonals(grams: tuple[Tensor, ...]) -> Tensor:
@@ -251,8 +257,8 @@ class _Plain:
 
     def squared(self, rows: Tensor, hidden: Tensor | None, form: Form) -> Tensor:
         found = [
-            slopes(self._mlp.activation, self._hidden(some, form.own_layer) if hidden is None else hidden[part])
-            for part, some in _parted(rows)
+            slopes(self._mlp.activation, self._hidden(rows[part], form.own_layer) if hidden is None else hidden[part])
+            for part in _parted(rows)
         ]
         return form.quadratics[0](torch.cat(found))[:, 0]
 
@@ -295,8 +301,8 @@ class _Normed:
         found = rows.new_empty(len(rows), self.d_hidden)
         turned = rows.new_empty(blocks, len(rows), self.d_hidden)
         taken, scale = rows.new_empty(len(rows), blocks), rows.new_empty(len(rows), blocks)
-        for part, some in _parted(rows):
-            unit, scale[part] = self._projector.normalised(some.unflatten(-1, (blocks, -1)))
+        for part in _parted(rows):
+            unit, scale[part] = self._projector.normalised(rows[part].unflatten(-1, (blocks, -1)))
             taken[part] = (2 - unit.square().mean(-1)) / unit.shape[-1]
             # What each block adds to the hidden units; they sum to what the activation reads.
             if hidden is not None and blocks == 1:
@@ -330,12 +336,6 @@ class _Normed:
         identity = torch.eye(blocks * len(gain), device=gain.device)
         weight = (first(identity) - first(torch.zeros_like(identity[:1]))).T
         return weight.unflatten(1, (blocks, -1)) * gain, origin[0]
-
-
-def _parted(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows in chunks, and which these are."""
-    for start in range(0, len(rows), _CHUNK):
-        yield (part := slice(start, start + _CHUNK)), rows[part]
 
 
 def _parts(projector: Projector) -> _Plain | _Normed:
