@@ -30,7 +30,7 @@ class PatchLabels:
 
     `name` is the vocabulary entry for it, `colour` and `order` (place of a character in its word) count from 1 with
     0 for none, and `centre` marks one patch of each thing. `offset`, (grid, grid, 2), is how many patches down and
-    across the middle of the thing lies.
+    across the middle of the thing lies, and `share` the part of the thing that one patch shows, 0 where there is none.
     """
 
     name: np.ndarray
@@ -38,6 +38,7 @@ class PatchLabels:
     order: np.ndarray
     centre: np.ndarray
     offset: np.ndarray
+    share: np.ndarray
 
 
 def label_patches(layout: Layout, ids: dict[str, int]) -> PatchLabels:
@@ -46,6 +47,7 @@ def label_patches(layout: Layout, ids: dict[str, int]) -> PatchLabels:
     name = np.full((grid, grid), ids["nothing"])
     colour, order, centre = (np.zeros((grid, grid), dtype=np.int64) for _ in range(3))
     offset = np.zeros((grid, grid, 2), dtype=np.float32)
+    share = np.zeros((grid, grid), dtype=np.float32)
     places = np.stack(np.mgrid[:grid, :grid], axis=-1) + 0.5
 
     def patches(box: tuple[int, int, int, int]) -> tuple[slice, slice]:
@@ -57,6 +59,7 @@ def label_patches(layout: Layout, ids: dict[str, int]) -> PatchLabels:
         area = patches(thing.box)
         name[area] = ids[thing.text] if thing.name == "digit" else ids[thing.name]
         offset[area] = np.array(thing.centre[::-1]) / PATCH - places[area]
+        share[area] = 1 / share[area].size
         if thing.colour:
             colour[area] = 1 + COLOURS.index(thing.colour)
         if thing.glyphs:
@@ -66,7 +69,7 @@ def label_patches(layout: Layout, ids: dict[str, int]) -> PatchLabels:
                 order[area] = 1 + place
         column, row = (min(int(value / PATCH), grid - 1) for value in thing.centre)
         centre[row, column] = 1
-    return PatchLabels(name, colour, order, centre, offset)
+    return PatchLabels(name, colour, order, centre, offset, share)
 
 
 class Examples(Dataset):
@@ -125,6 +128,7 @@ class Examples(Dataset):
             "order": torch.from_numpy(labels.order.reshape(-1)),
             "centre": torch.from_numpy(labels.centre.reshape(-1)),
             "offset": torch.from_numpy(labels.offset.reshape(-1, 2)),
+            "share": torch.from_numpy(labels.share.reshape(-1)),
             "present": torch.from_numpy(present),
         }
         if self.questions:

@@ -148,6 +148,8 @@ STAGES = (
     COUNTING,
     replace(COUNTING, name="copies and middles", steps=295, rate=4e-4, reading=8, counting=2, horizon=1000),
     replace(COUNTING, name="looking", steps=700, reading=8, counting=2, horizon=None),
+    replace(COUNTING, name="looking again", steps=469, rate=4.5e-4, reading=8, counting=2, horizon=1400),
+    replace(COUNTING, name="looking at all of it", steps=1150, reading=8, counting=2, horizon=None),
 )
 WARMUP = 100
 #: Muon bears a higher learning rate than AdamW; a stage's own is AdamW's.
@@ -157,9 +159,9 @@ NOTHING_WEIGHT, CHARACTER_WEIGHT = 0.15, 3.0
 #: One visual token in so many is left when they are thinned.
 THINNED = 3
 #: After so many layers of the language model a visual token must know which image it belongs to, and after so many a
-#: token that names a thing where the thing is. In the layer behind the latter one head of such a token looks at the
-#: middle of every such thing and at the start of the prompt, at each for as long: what is left for the start tells how
-#: many there are.
+#: token that names a thing where the thing is. In the layer behind the latter one head of such a token looks at every
+#: such thing, evenly at all of it, and at the start of the prompt, at each for as long: what is left for the start
+#: tells how many there are.
 PLACED_AFTER, GROUNDED_AFTER = 1, 2
 #: Answers are few beside patches, and counting is the hardest to learn.
 LOSS_WEIGHTS = {"answer": 2.0, "pair_answer": 2.0, "looks": 2.0}
@@ -178,6 +180,7 @@ class Probes(nn.Module):
         self.name_where = nn.Linear(text_width, 3)
         self.image = nn.Linear(text_width, len(ORDINALS))
         self.offset = nn.Linear(text_width, 2)
+        self.share = nn.Linear(text_width, 1)
         self.present = nn.Linear(vision_width, len(NAMES))
 
 
@@ -284,6 +287,8 @@ class Trainer:
         shown = names != self.nothing
         offsets = self.probes.offset(visual).flatten(0, 1)[shown].float()
         loss = loss + F.smooth_l1_loss(offsets, batch["offset"].flatten(0, 1)[shown], beta=0.5)
+        shares = self.probes.share(visual).flatten()[shown].float()
+        loss = loss + F.smooth_l1_loss(shares, batch["share"].flatten()[shown].log(), beta=0.1)
         loss = loss + place_loss(self.probes.patch_where(visual), (places[..., :2] + 0.5) * (PATCH / SIDE))
         return loss + F.binary_cross_entropy_with_logits(self.probes.present(pooled).float(), batch["present"])
 
@@ -331,14 +336,14 @@ class Trainer:
             self.masks[shared, questions] = mask.masked_fill(~visible, -torch.inf)[None, None]
         return self.masks[shared, questions]
 
-    def choose(self, names: Tensor, count: int, generator: torch.Generator, centres: Tensor | None = None) -> Tensor:
+    def choose(self, names: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Return the numbers of `count` patches of each image in their order, mostly of those that show something.
 
-        With `centres`, every other image keeps the middle of everything, so that what there is can be counted.
+        Every other image keeps all of those as far as they fit, so that what there is can be counted.
         """
-        luck = torch.rand(names.shape, generator=generator).to(self.device) + 0.7 * (names != self.nothing)
-        if centres is not None:
-            luck[::2] += centres[::2]
+        shown = (names != self.nothing).float()
+        luck = torch.rand(names.shape, generator=generator).to(self.device) + 0.7 * shown
+        luck[::2] += shown[::2]
         return luck.topk(count).indices.sort().values
 
     def losses(self, batch: dict[str, Tensor], stage: Stage, step: int) -> dict[str, Tensor]:
@@ -347,16 +352,16 @@ class Trainer:
         if stage.patches:
             kept = self.choose(batch["name"], stage.patches, generator)
             places = gather(places, kept)
-            batch |= {key: batch[key].gather(1, kept) for key in ("name", "colour", "order", "centre")}
+            batch |= {key: batch[key].gather(1, kept) for key in ("name", "colour", "order", "centre", "share")}
             batch["offset"] = gather(batch["offset"], kept)
         with torch.set_grad_enabled(stage.tower):
             visual, pooled = self.see(batch["pixels"], places)
         losses = {"patch": self.patch_losses(visual, pooled, places, batch)} if stage.tower else {}
         if stage.questions:
             if not stage.patches and (not stage.whole or step % stage.whole):
-                kept = self.choose(batch["name"], visual.shape[1] // THINNED, generator, batch["centre"])
+                kept = self.choose(batch["name"], visual.shape[1] // THINNED, generator)
                 visual = gather(visual, kept)
-                batch |= {key: batch[key].gather(1, kept) for key in ("name", "centre")}
+                batch |= {key: batch[key].gather(1, kept) for key in ("name", "share")}
             losses |= self.answer_losses(visual[:, None], batch, "", generator)
             if stage.pair_questions and step % 3 == 0:
                 pairs = visual.unflatten(0, (-1, 2))
@@ -389,7 +394,7 @@ class Trainer:
     ) -> Tensor:
         """Return how far the first head of the layer behind `GROUNDED_AFTER` is from looking where it should.
 
-        A token that names a thing should look at the middle of each such thing and at the start of the prompt.
+        A token that names a thing should look at each such thing and at the start of the prompt for as long.
         """
         hidden, positions = halfway
         _, questions, block = tokens.shape
@@ -409,11 +414,12 @@ class Trainer:
         wanted = torch.zeros_like(logits)
         wanted[:, 0] = 1
         patches = batch["name"].shape[1]
-        middle = (batch["name"][row] == tokens.flatten(1)[row, place][:, None]) & batch["centre"][row].bool()
-        wanted[:, length - patches : length] = middle.float()
+        named = batch["name"][row] == tokens.flatten(1)[row, place][:, None]
+        wanted[:, length - patches : length] = named * batch["share"][row]
         number = wanted.sum(1)
         # Less what it would be at best. Things that are there several times are rare, and weigh as many times more.
-        spread = (logits.logsumexp(1) - (wanted * logits.masked_fill(wanted == 0, 0)).sum(1) / number) - number.log()
+        best = number.log() - torch.xlogy(wanted, wanted).sum(1) / number
+        spread = logits.logsumexp(1) - (wanted * logits.masked_fill(wanted == 0, 0)).sum(1) / number - best
         return (spread * number).sum() / number.sum()
 
     @torch.no_grad()
