@@ -90,6 +90,25 @@ def test_a_saved_dataset_with_splits(folder):
         load_examples(folder / "saved")
 
 
+def test_a_downloaded_dataset(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for split, colour in (("train", RED), ("test", BLUE)):
+        table = pa.table({"image": [{"bytes": encoded(colour), "path": None}], "question": ["what colour?"]})
+        (folder / "downloaded" / "data").mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, folder / "downloaded" / "data" / f"{split}-00000-of-00001.parquet")
+    assert colours(load_examples(f"{folder}/downloaded:test")) == [[BLUE]]
+    with pytest.raises(ValueError, match="has the splits train, test; give one as"):
+        load_examples(folder / "downloaded")
+
+
+def test_images_with_a_table_beside_them(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    row = {"file_name": "red.png", "question": "what colour?", "answers": ["red"]}
+    (folder / "images" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    (example,) = load_examples(folder / "images")
+    assert colours([example]) == [[RED]] and example.answers == ("red",)
+
+
 BAD_ROWS = {
     "not JSON": ("{", "not JSON"),
     "no object": ("[1]", "expected an object"),

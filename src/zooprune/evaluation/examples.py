@@ -115,10 +115,10 @@ def load_examples(
     Parameters
     ----------
     source : str or Path
-        "bundled"; a ``.jsonl`` or ``.parquet`` file or a data set of Hugging Face datasets, a folder written by
-        ``save_to_disk`` or a name on the hub, with rows of `image` or `images`, `question` and, if known, `answers`;
-        or a folder of images. ``name:split`` says which split of a data set. Images are paths, relative to the file,
-        or encoded images (``{"bytes": ..., "path": ...}``).
+        "bundled"; a ``.jsonl`` or ``.parquet`` file or a data set of Hugging Face datasets, a name on the hub or a
+        folder, downloaded or written by ``save_to_disk``, with rows of `image` or `images`, `question` and, if known,
+        `answers`; or a folder of images. ``name:split`` says which split of a data set. Images are paths, relative to
+        the file, or encoded images (``{"bytes": ..., "path": ...}``).
     question : str, optional
         What to ask about every image of a folder.
     tasks : sequence of str, optional
@@ -138,7 +138,7 @@ def load_examples(
     if str(source) == BUNDLED:
         return bundled_examples(tasks, limit)
     path = Path(source)
-    images_only = path.is_dir() and not _is_saved_dataset(path)
+    images_only = path.is_dir() and not _is_dataset(path)
     if images_only != (question is not None):
         raise ValueError(
             f"{source} is a folder of images; say what to ask about them with --question"
@@ -212,8 +212,13 @@ def _parquet(path: Path) -> Iterator[_Row]:
         raise ValueError(f"{path} is not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
 
 
-def _is_saved_dataset(path: Path) -> bool:
+def _is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def _is_dataset(path: Path) -> bool:
+    # As on the hub: Parquet files, or images with a table of what belongs to each.
+    return _is_saved(path) or any(path.glob("metadata.*")) or any(path.rglob("*.parquet"))
 
 
 def _dataset(source: str) -> Iterator[_Row]:
@@ -221,7 +226,7 @@ def _dataset(source: str) -> Iterator[_Row]:
     name, _, split = (source, "", "") if Path(source).exists() else source.partition(":")
     folder = Path(name)
     try:
-        loaded = datasets.load_from_disk(name) if folder.is_dir() else datasets.load_dataset(name)
+        loaded = datasets.load_from_disk(name) if _is_saved(folder) else datasets.load_dataset(name)
     except Exception as error:
         # Whatever the hub, the disk or the data set's author got wrong, it is no question set.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
