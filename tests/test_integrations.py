@@ -148,6 +148,13 @@ def test_vlmevalkit_answers_as_the_library_does(vlmevalkit, bundled, items, tmp_
     assert replies == expected
 
 
+def test_vlmevalkit_says_whether_to_use_vllm(vlmevalkit):
+    # It does to models called Qwen2.5-VL and the like, whether or not vLLM is asked for.
+    vlmevalkit.ZooPruneVLM("bundled", method="none", use_vllm=False)
+    with pytest.raises(ValueError, match="leave out --use-vllm"):
+        vlmevalkit.ZooPruneVLM("bundled", method="none", use_vllm=True)
+
+
 def test_vlmevalkit_takes_images_between_texts(vlmevalkit, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     model = vlmevalkit.ZooPruneVLM("bundled", method="none", max_new_tokens=2, device="cpu")

@@ -23,6 +23,8 @@ class ZooPruneVLM(BaseModel):
         "bundled", a folder, or an id on the Hugging Face hub.
     max_new_tokens : int
         Length of a reply at most.
+    use_vllm : bool
+        VLMEvalKit gives this to every model whose key there holds a name such as "Qwen2.5-VL". Must be False.
     **options
         `method`, `keep`, `positions`, `scope`, `newlines`, `dtype`, `device` and fields of the method, all as in
         `zooprune.integrations.answering.Answerer`.
@@ -36,7 +38,16 @@ class ZooPruneVLM(BaseModel):
     INTERLEAVE = True
     allowed_types = ("text", "image")
 
-    def __init__(self, pretrained: str = "bundled", *, max_new_tokens: int = MAX_NEW_TOKENS, **options: Any) -> None:
+    def __init__(
+        self,
+        pretrained: str = "bundled",
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        use_vllm: bool = False,
+        **options: Any,
+    ) -> None:
+        if use_vllm:
+            raise ValueError("zooprune prunes models of transformers, not of vLLM; leave out --use-vllm")
         super().__init__()
         self.max_new_tokens = max_new_tokens
         self.answerer = Answerer(pretrained, **options)
