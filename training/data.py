@@ -75,9 +75,9 @@ def label_patches(layout: Layout, ids: dict[str, int]) -> PatchLabels:
 class Examples(Dataset):
     """Example `i` is scene `first + i` of a split.
 
-    Every `reading`-th scene shows little but signs and labels, and every `counting`-th several copies of several
-    things; 0 is none. So many `questions` come with each, one of every kind and then of those in `focus`; and every
-    even scene brings as many of `pair_questions` about itself and the next.
+    Every `reading`-th pair of scenes shows little but signs and labels, and every `counting`-th several copies of
+    several things; 0 is none. So many `questions` come with each, one of every kind and then of those in `focus`; and
+    every even scene brings as many of `pair_questions` about itself and the next.
     """
 
     def __init__(
@@ -103,9 +103,11 @@ class Examples(Dataset):
 
         @lru_cache(maxsize=4)
         def layout(seed: int) -> Layout:
-            if reading and seed % reading == 0:
+            # Two that follow each other are of one sort, or there would be little to ask about both.
+            pair = seed // 2
+            if reading and pair % reading == 0:
                 return draw_layout(seed, split, side, "texts")
-            if counting and seed % counting == 0:
+            if counting and pair % counting == 0:
                 return draw_layout(seed, split, side, "counts")
             return draw_layout(seed, split, side)
 

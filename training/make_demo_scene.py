@@ -2,7 +2,7 @@
 
 The scene is the one of a fixed seed among the held-out ones; the question is drawn like any other::
 
-    python training/make_demo_scene.py 2000007 place
+    python training/make_demo_scene.py 2000003 sign
 """
 
 from __future__ import annotations

@@ -35,13 +35,13 @@ class Stage:
     """A stretch of training at one image size.
 
     `rate` is the learning rate at its start and `final` the share of it left after `horizon` steps, which is the end
-    unless said otherwise. Every `reading`-th scene shows little but signs and labels, every `counting`-th copies of
-    several things (0: none does). So many `questions` are asked about each; without any, the language model takes no
-    part. Every `whole`-th batch it sees all visual tokens,
-    else a third of them, mostly those that show something (0: always a third). With `tower` off, only the language
-    model learns. With `patches`, the tower itself reads only so many of them, and the language model all of these,
-    which makes a step three times as fast. After one question of each kind, the kinds in `focus` are asked about. Every
-    third batch has so many `pair_questions` about two scenes at once.
+    unless said otherwise. Every `reading`-th pair of scenes shows little but signs and labels, every `counting`-th
+    copies of several things (0: none does). So many `questions` are asked about each; without any, the language model
+    takes no part. Every `whole`-th batch it sees all visual tokens, else a third of them, mostly those that show
+    something (0: always a third). With `tower` off, only the language model learns. With `patches`, the tower itself
+    reads only so many of them, and the language model all of these, which makes a step three times as fast. After one
+    question of each kind, the kinds in `focus` are asked about. Every third batch has so many `pair_questions` about
+    two scenes at once.
     """
 
     name: str
@@ -150,6 +150,7 @@ STAGES = (
     replace(COUNTING, name="looking", steps=700, reading=8, counting=2, horizon=None),
     replace(COUNTING, name="looking again", steps=469, rate=4.5e-4, reading=8, counting=2, horizon=1400),
     replace(COUNTING, name="looking at all of it", steps=1150, reading=8, counting=2, horizon=None),
+    replace(COUNTING, name="pairs of a sort", steps=1400, reading=8, counting=2, pair_questions=10, horizon=None),
 )
 WARMUP = 100
 #: Muon bears a higher learning rate than AdamW; a stage's own is AdamW's.
@@ -339,11 +340,11 @@ class Trainer:
     def choose(self, names: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Return the numbers of `count` patches of each image in their order, mostly of those that show something.
 
-        Every other image keeps all of those as far as they fit, so that what there is can be counted.
+        Every other pair of images keeps all of those as far as they fit, so that what there is can be counted.
         """
         shown = (names != self.nothing).float()
         luck = torch.rand(names.shape, generator=generator).to(self.device) + 0.7 * shown
-        luck[::2] += shown[::2]
+        luck.unflatten(0, (-1, 2))[::2] += shown.unflatten(0, (-1, 2))[::2]
         return luck.topk(count).indices.sort().values
 
     def losses(self, batch: dict[str, Tensor], stage: Stage, step: int) -> dict[str, Tensor]:
