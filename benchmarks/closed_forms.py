@@ -18,7 +18,7 @@ from environment import write
 from zooprune import load_bundled
 from zooprune.bundled.benchmark import scene_image
 from zooprune.families import find_family
-from zooprune.jacobian import AboutMeans, Form, LowRank, form_of, rank_correlation, squared_norm
+from zooprune.sensitivity.jacobian import AboutMeans, Form, LowRank, form_of, rank_correlation, squared_norm
 
 
 def main() -> None:

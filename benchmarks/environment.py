@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zooprune.evaluation.environment import describe
+from zooprune.environment import describe
 from zooprune.files import write_text
 
 RESULTS = Path(__file__).parent / "results"

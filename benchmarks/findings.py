@@ -24,7 +24,7 @@ from torch import Tensor
 
 from environment import write
 from zooprune import ZooPrune, load_bundled, prune, sensitivity
-from zooprune.evaluation.examples import bundled_examples
+from zooprune.data.examples import bundled_examples
 from zooprune.evaluation.metrics import arrange, compare, summarise
 from zooprune.evaluation.runner import Results, Setting, Subject, evaluate, fingerprint
 from zooprune.pruners.registry import register

@@ -12,7 +12,7 @@ import argparse
 
 from environment import write
 from zooprune.benching.shapes import SHAPES
-from zooprune.profiling import largest_saving, tower_flops
+from zooprune.costs import largest_saving, tower_flops
 from zooprune.tokens import Budget
 
 ANSWERS = (1, 16, 128, 1024)

@@ -31,10 +31,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from zooprune import load_bundled
-from zooprune.tokens import VisualTokens
+from zooprune import list_pruners, load_bundled
+from zooprune.pruners import UNPRUNED, Pruner
+from zooprune.tokens import Budget, Selection, VisualTokens
 
 IMAGE, PAD, BOS = 3, 0, 1
+#: All methods that leave something out.
+METHODS = [name for name in list_pruners() if name != UNPRUNED]
 GRID = 6
 
 
@@ -206,6 +209,11 @@ def tokens() -> VisualTokens:
     place = torch.arange(30)
     positions = torch.stack([place * 0, place * 0, place // 6, place % 6], dim=-1)
     return VisualTokens(features, projector(features).detach(), projector, positions)
+
+
+def pick(pruner: Pruner, tokens: VisualTokens) -> Selection:
+    """Return what a method keeps of an image by its own budget."""
+    return pruner.select(tokens, Budget(pruner.keep).count(len(tokens)))
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from zooprune.budgeting import spend
-from zooprune.families import Visual
+from zooprune.policy import Policy
 from zooprune.pruners import Pruner
 from zooprune.selection import greedy_diverse
 from zooprune.tokens import VisualTokens
+from zooprune.visuals import Visual
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "zoo_next_frames.npz")
 CASES = {str(GOLDEN[f"case{number}_name"]): number for number in range(int(GOLDEN["num_cases"]))}
@@ -56,7 +57,7 @@ def test_tiles_are_cut_like_the_official_ones(name):
     number = CASES[name]
     expected = torch.from_numpy(GOLDEN[f"case{number}_kept_unique_sorted"])
     visual, pruner = image(number, keep=len(expected))
-    selection, kept = spend(pruner, visual, scope="tile", newlines="drop")
+    selection, kept = spend(pruner, visual, Policy(scope="tile", newlines="drop"))
     classes = torch.from_numpy(GOLDEN[f"case{number}_tie_class"])
     actual = visual.places[selection.index]
     assert sorted(classes[actual].tolist()) == sorted(classes[expected].tolist())
@@ -68,5 +69,5 @@ def test_a_tile_smaller_than_its_share_leaves_the_rest_to_others():
     number = CASES["BUG_frame_smaller_than_k"]
     budget = len(GOLDEN[f"case{number}_kept_order"])
     visual, pruner = image(number, keep=budget)
-    _, kept = spend(pruner, visual, scope="tile", newlines="drop")
+    _, kept = spend(pruner, visual, Policy(scope="tile", newlines="drop"))
     assert len(GOLDEN[f"case{number}_kept_unique_sorted"]) < int(kept.sum()) == budget

@@ -16,7 +16,6 @@ from transformers import pipeline
 
 import zooprune.bundled
 from zooprune import ZooPrune, prune
-from zooprune.asking import build_inputs
 from zooprune.bundled import demo_scene
 from zooprune.bundled.assets import HELD_OUT_DIGITS, PHOTOGRAPHS, digits
 from zooprune.bundled.benchmark import checksum, checksums, load_benchmark, scene_image
@@ -25,6 +24,7 @@ from zooprune.bundled.questions import KINDS, SINGLE_KINDS, ask_about, ask_about
 from zooprune.bundled.scenes import draw_scene
 from zooprune.bundled.vocabulary import NAMES, plural, sign_pieces, vocabulary
 from zooprune.evaluation.metrics import is_right
+from zooprune.prompting import build_inputs
 
 
 def reply(model, processor, image, question):

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zooprune.compaction import check_prompt, compact
+from zooprune.compaction import compact
+from zooprune.prefill import check_prompt
 
 IMAGE, PAD = 3, 0
 

@@ -14,6 +14,7 @@ from zooprune import ZooPrune, prune
 from zooprune.evaluation.calibrate import SHARES, calibrate, lower_bound, questions_needed, search
 from zooprune.evaluation.runner import Setting
 from zooprune.plan import Plan
+from zooprune.policy import Policy
 
 KEEPS = (192, 128, 64)
 
@@ -177,7 +178,7 @@ def test_bad_arguments():
 
 
 def test_a_plan_is_what_was_saved(tmp_path):
-    plan = Plan("bundled", "zoo", 0.25, {"estimator": "jvp"}, "original", "tile", "rows", {"quality": 0.99})
+    plan = Plan("bundled", "zoo", 0.25, {"estimator": "jvp"}, Policy("original", "tile", "rows"), {"quality": 0.99})
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == Plan.load(json.loads((tmp_path / "plan.json").read_text())) == plan
     assert plan.pruner() == ZooPrune(keep=0.25, estimator="jvp")
@@ -198,7 +199,7 @@ GOOD = {"version": 1, "model": "bundled", "method": "zoo", "keep": 64}
         ({"keep": "64"}, "must be an int"),
         ({"options": {"steps": 1}}, "no option steps"),
         ({"options": []}, "options must be a dict"),
-        ({"positions": "anew"}, "positions is one of auto, contiguous, original"),
+        ({"positions": "anew"}, "positions='anew' is not one of auto, contiguous, original"),
     ],
 )
 def test_a_bad_plan_is_refused(change, message, tmp_path):
@@ -223,7 +224,7 @@ def test_prune_takes_a_plan():
     model = clip_llama()
     plan = Plan.load(GOOD | {"keep": 9, "positions": "original", "scope": "tile"})
     with prune(model, plan) as session:
-        assert (session.pruner, session.positions, session.scope) == (ZooPrune(keep=9), "original", "tile")
+        assert (session.pruner, session.positions, session.policy.scope) == (ZooPrune(keep=9), "original", "tile")
     with pytest.raises(TypeError, match="a plan says all about how to prune"):
         prune(model, plan, scope="prompt")
     with pytest.raises(TypeError, match="a plan says all about how to prune"):

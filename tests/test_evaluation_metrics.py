@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from zooprune.data.examples import Region
 from zooprune.evaluation.evidence import kept_regions
-from zooprune.evaluation.examples import Region
 from zooprune.evaluation.metrics import (
     arrange,
     compare,
@@ -22,7 +22,7 @@ from zooprune.evaluation.metrics import (
     summarise,
     task_scores,
 )
-from zooprune.generation import ImageReport
+from zooprune.reports import ImageReport
 from zooprune.tokens import NEWLINE, Selection
 
 NONE, ZOO, RANDOM = ("none", None), ("zoo", 64), ("random", 64)

@@ -14,9 +14,10 @@ from PIL import Image
 
 from conftest import clip_llama, make_processor
 from zooprune import prune
+from zooprune.data.examples import Example, Region
 from zooprune.encoding import remembering_encodings
-from zooprune.evaluation.examples import Example, Region
 from zooprune.evaluation.runner import Results, Setting, Subject, evaluate, fingerprint, grid
+from zooprune.policy import Policy
 from zooprune.pruners import ZooPrune
 
 METHODS, KEEPS, SEEDS = ["zoo", "random"], [9, 0.5], [0, 1]
@@ -174,7 +175,7 @@ def test_seeds_only_where_they_matter():
 
 
 def test_a_setting_is_checked_when_it_is_made():
-    assert Setting("zoo", 64, 1, {"estimator": "jvp"}, scope="tile").label == "zoo(estimator=jvp, scope=tile)"
+    assert Setting("zoo", 64, 1, {"estimator": "jvp"}, Policy(scope="tile")).label == "zoo(estimator=jvp, scope=tile)"
     with pytest.raises(ValueError, match="did you mean 'zoo'"):
         Setting("zooo", 64)
     with pytest.raises(ValueError, match="zoo needs a budget"):

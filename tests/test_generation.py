@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from conftest import GRID, IMAGE, MODELS, Row, make_inputs, make_processor
+from conftest import GRID, IMAGE, METHODS, MODELS, Row, make_inputs, make_processor
 from zooprune import ZooPrune, list_pruners, prune
 from zooprune.pruners import Pruner
 from zooprune.tokens import Selection
@@ -39,8 +39,9 @@ class Scattered(Pruner):
 
     name: ClassVar[str] = "scattered"
     source: ClassVar[str] = "a test"
+    exact: ClassVar[bool] = False
 
-    def select(self, tokens):
+    def select(self, tokens, keep):
         threshold = tokens.features.float().mean(-1)
         return Selection((threshold > threshold.mean()).nonzero()[:, 0], len(tokens))
 
@@ -432,6 +433,12 @@ def broken(change):
     return inputs
 
 
+def filled_cache():
+    cache = DynamicCache()
+    cache.update(torch.zeros(2, 4, 3, 8), torch.zeros(2, 4, 3, 8), 0)
+    return cache
+
+
 def poison(inputs):
     inputs["pixel_values"][1, 0, 0, 0] = float("nan")
 
@@ -459,7 +466,7 @@ def one_slot_to_the_other_row(inputs):
         (lambda inputs: inputs.update(input_ids=inputs["input_ids"][:, :0]), "empty"),
         (lambda inputs: inputs.update(position_ids=torch.zeros(2, 45)), "position_ids"),
         (lambda inputs: inputs.update(inputs_embeds=torch.zeros(2, 45, 32)), "inputs_embeds"),
-        (lambda inputs: inputs.update(past_key_values=DynamicCache()), "without a cache"),
+        (lambda inputs: inputs.update(past_key_values=filled_cache()), "past_key_values cannot be used"),
         (lambda inputs: inputs.update(assistant_model=object()), "assistant"),
         (lambda inputs: inputs.update(prefix_allowed_tokens_fn=lambda row, ids: [5]), "logits_processor"),
         (one_slot_to_the_other_row, "image 0 fills 36 placeholders but prompt 0 has 35"),
@@ -513,7 +520,7 @@ def test_bfloat16_models_work(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", list_pruners())
+@pytest.mark.parametrize("name", METHODS)
 def test_a_gpu_keeps_the_same_tokens(llava, name):
     inputs = make_inputs(Row(1, 6), Row(2, 3))
     with prune(llava, name, keep=7) as session:

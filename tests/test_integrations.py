@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from zooprune import ZooPrune, get_pruner, prune
-from zooprune.asking import build_inputs
+from zooprune.answering import Answerer, _cut
 from zooprune.bundled.benchmark import load_benchmark, scene_image
-from zooprune.integrations.answering import Answerer, _cut
+from zooprune.prompting import build_inputs
 
 
 @pytest.fixture(scope="module")

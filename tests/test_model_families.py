@@ -15,6 +15,7 @@ from zoo_of_models import CASES, IMAGE, NEXT_SIZES, ONE_LENGTH, VIDEO, VIDEO_CAS
 from zooprune import ZooPrune, get_pruner, prune, sensitivity
 from zooprune.budgeting import deal, spend
 from zooprune.families import find_family
+from zooprune.policy import Policy
 
 ONE_AXIS = [name for name in CASES if not name.startswith(("qwen", "glm"))]
 #: Models that make one token of two by two patches.
@@ -171,14 +172,15 @@ SHARING = ("llava", "vipllava", "llava_next", "llava_next_video", "llava_onevisi
 def test_what_the_first_layer_gave_is_kept_beside_its_tokens(case, model):
     for visual in encode(model, case.make(model, [list(range(case.kinds))])).visuals:
         tokens = visual.tokens
-        assert (tokens.hidden is not None) == (case.name in SHARING)
-        if tokens.hidden is not None:
-            once = sensitivity.closed_form(tokens.projector, tokens.features, hidden=tokens.hidden)
+        hidden = tokens.signals.get("first_layer")
+        assert (hidden is not None) == (case.name in SHARING)
+        if hidden is not None:
+            once = sensitivity.closed_form(tokens.projector, tokens.features, hidden=hidden)
             again = sensitivity.closed_form(tokens.projector, tokens.features)
             torch.testing.assert_close(once, again, rtol=1e-4, atol=1e-6)
             # It is what was given that is read, and not worked out again.
             assert not torch.allclose(
-                sensitivity.closed_form(tokens.projector, tokens.features, hidden=tokens.hidden - 3), once, rtol=1e-4
+                sensitivity.closed_form(tokens.projector, tokens.features, hidden=hidden - 3), once, rtol=1e-4
             )
 
 
@@ -300,7 +302,7 @@ def test_budgets_are_exact(thirty_images, scope, newlines, keep):
     for visual in thirty_images:
         total = visual.length
         expected = min(keep, total) if isinstance(keep, int) else int(keep * total + 0.5)
-        selection, kept = spend(pruner(keep), visual, scope=scope, newlines=newlines)
+        selection, kept = spend(pruner(keep), visual, Policy(scope=scope, newlines=newlines))
         assert int(kept.sum()) == expected
         assert bool(kept[visual.places[selection.index]].all())
         separators = torch.ones_like(kept)
@@ -313,7 +315,7 @@ def test_budgets_are_exact(thirty_images, scope, newlines, keep):
 
 def test_rows_keep_their_newline(thirty_images):
     for visual in thirty_images:
-        selection, kept = spend(pruner(20), visual, scope="image", newlines="rows")
+        selection, kept = spend(pruner(20), visual, Policy(scope="image", newlines="rows"))
         ends = visual.breaks[selection.index]
         assert bool(kept[ends[ends >= 0]].all())
         assert len(selection) < 20 or not bool((ends >= 0).any())
@@ -332,7 +334,7 @@ def test_every_row_ends_with_its_newline(thirty_images):
 
 def test_tiles_share_the_budget_evenly(thirty_images):
     for visual in thirty_images:
-        selection, _ = spend(pruner(17), visual, scope="tile", newlines="drop")
+        selection, _ = spend(pruner(17), visual, Policy(scope="tile", newlines="drop"))
         positions = visual.tokens.positions
         counts = [int((positions[selection.index, 1] == tile).sum()) for tile in positions[:, 1].unique()]
         sizes = [int((positions[:, 1] == tile).sum()) for tile in positions[:, 1].unique()]

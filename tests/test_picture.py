@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from zooprune.generation import ImageReport
 from zooprune.picture import _SIDE, draw_kept, save_picture
+from zooprune.reports import ImageReport
 from zooprune.tokens import Selection
 
 GRID = 4

@@ -7,18 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from zooprune.profiling import (
-    UNGATED,
-    Timings,
-    generation_flops,
-    kv_cache_bytes,
-    largest_saving,
-    note,
-    prefill_flops,
-    recording,
-    stage,
-    tower_flops,
-)  # fmt: skip
+from zooprune.costs import UNGATED, generation_flops, kv_cache_bytes, largest_saving, prefill_flops, tower_flops
+from zooprune.profiling import Timings, note, recording, stage  # fmt: skip
 
 
 def count(model, tokens):

@@ -10,29 +10,31 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import METHODS, pick
 from test_sensitivity import golden, golden_projector
 from zooprune import ZooPrune, get_pruner, list_pruners, sensitivity
 from zooprune.pruners import Pruner, pruner_class, register, registry
+from zooprune.sensitivity import estimators
 from zooprune.tokens import VisualTokens
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "zoo_sensitivity.npz")
 
 
-@pytest.mark.parametrize("name", list_pruners())
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("keep", [1, 7, 30, 99, 0.25, 1.0])
 def test_every_method_keeps_its_budget(name, keep, tokens):
-    selection = get_pruner(name, keep=keep).select(tokens)
+    selection = pick(get_pruner(name, keep=keep), tokens)
     expected = min(keep, 30) if isinstance(keep, int) else round(keep * 30)
     assert len(selection) == expected
     assert selection.total == 30
     assert selection.scores.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", list_pruners())
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_repeats_itself_and_touches_nothing(name, tokens):
     before = tokens.features.clone(), tokens.embeddings.clone(), torch.get_rng_state()
-    first = get_pruner(name, keep=9).select(tokens)
-    torch.testing.assert_close(first.index, get_pruner(name, keep=9).select(tokens).index, rtol=0, atol=0)
+    first = pick(get_pruner(name, keep=9), tokens)
+    torch.testing.assert_close(first.index, pick(get_pruner(name, keep=9), tokens).index, rtol=0, atol=0)
     after = tokens.features, tokens.embeddings, torch.get_rng_state()
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
@@ -51,11 +53,11 @@ def test_zoo_end_to_end_keeps_what_the_official_code_keeps_in_float32(case, monk
     projector, features = golden_projector(data), torch.tensor(data["features"])
     raw = torch.tensor(data["directions_raw"])
     units = raw / (raw.norm(dim=-1, keepdim=True) + 1e-12)
-    monkeypatch.setattr(sensitivity, "_unit_directions", lambda *_: units)
+    monkeypatch.setattr(estimators, "_unit_directions", lambda *_: units)
     total = len(features)
     tokens = VisualTokens(features, torch.tensor(data["z32"]), projector, torch.zeros(total, 4, dtype=torch.int64))
     pruner = ZooPrune(keep=int(data["k"]), estimator="finite_difference", step=float(data["h"]))
-    index = pruner.select(tokens).index.numpy()
+    index = pick(pruner, tokens).index.numpy()
     # Twins have one place between them: either may be taken.
     twins = data["tie_class"]
     assert sorted(twins[index]) == sorted(twins[data["kept_sorted"]])
@@ -96,28 +98,28 @@ def test_a_lookalike_projector_goes_the_general_way(tokens):
         ZooPrune(rank=4).score(lookalike)
 
 
-@pytest.mark.parametrize("name", list_pruners())
+@pytest.mark.parametrize("name", METHODS)
 def test_an_image_is_pruned_alike_whatever_came_before_it(name, tokens):
     other = dataclasses.replace(tokens, features=tokens.features.flip(0), embeddings=tokens.embeddings.flip(0))
     pruner = get_pruner(name, keep=9)
-    alone = pruner.select(tokens).index
-    pruner.select(other)
-    assert torch.equal(pruner.select(tokens).index, alone)
+    alone = pick(pruner, tokens).index
+    pick(pruner, other)
+    assert torch.equal(pick(pruner, tokens).index, alone)
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-        assert torch.equal(pruner.select(tokens).index, alone)
+        assert torch.equal(pick(pruner, tokens).index, alone)
 
 
 def test_fusions_differ(tokens):
-    product, total = (set(ZooPrune(keep=9, fusion=f).select(tokens).index.tolist()) for f in ("product", "sum"))
+    product, total = (set(pick(ZooPrune(keep=9, fusion=f), tokens).index.tolist()) for f in ("product", "sum"))
     assert product != total
 
 
 def test_the_ablations_do_what_they_say(tokens):
     scores = ZooPrune().score(tokens)
     best = scores.argsort(descending=True)[:5].sort().values
-    assert torch.equal(get_pruner("sensitivity", keep=5).select(tokens).index, best)
-    assert get_pruner("diversity", keep=1).select(tokens).index.tolist() == [0]
-    drawn = [tuple(get_pruner("random", keep=5, seed=seed).select(tokens).index.tolist()) for seed in range(5)]
+    assert torch.equal(pick(get_pruner("sensitivity", keep=5), tokens).index, best)
+    assert pick(get_pruner("diversity", keep=1), tokens).index.tolist() == [0]
+    drawn = [tuple(pick(get_pruner("random", keep=5, seed=seed), tokens).index.tolist()) for seed in range(5)]
     assert len(set(drawn)) > 1
 
 
@@ -160,7 +162,7 @@ def test_other_packages_bring_methods(tokens, monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: [Entry] if group == "zooprune.pruners" else [])
     monkeypatch.setattr(registry, "_known", dict(registry._known))
     registry._load_plugins.cache_clear()
-    assert get_pruner("last", keep=2).select(tokens).index.tolist() == [28, 29]
+    assert pick(get_pruner("last", keep=2), tokens).index.tolist() == [28, 29]
     assert "last" in list_pruners()
     registry._load_plugins.cache_clear()
 

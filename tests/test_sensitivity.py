@@ -18,9 +18,10 @@ from transformers import LlavaConfig
 from transformers.activations import ACT2FN
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from zooprune import jacobian, sensitivity, weight_cache
-from zooprune.jacobian import AboutMeans, LowRank, form_of, rank_correlation
+from zooprune import sensitivity
 from zooprune.projectors import NormedMLP
+from zooprune.sensitivity import estimators, jacobian, weight_cache
+from zooprune.sensitivity.jacobian import AboutMeans, LowRank, form_of, rank_correlation
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "zoo_sensitivity.npz")
 
@@ -313,7 +314,7 @@ def test_half_precision_models_are_scored_in_float32(dtype):
 def test_chunks_do_not_show(monkeypatch):
     projector, x = mlp(), features(50)
     whole = [estimate(projector, x) for estimate in (sensitivity.finite_difference, sensitivity.jvp)]
-    monkeypatch.setattr(sensitivity, "_CHUNK", 7)
+    monkeypatch.setattr(estimators, "_CHUNK", 7)
     for estimate, expected in zip((sensitivity.finite_difference, sensitivity.jvp), whole, strict=True):
         torch.testing.assert_close(estimate(projector, x), expected, rtol=1e-4, atol=0)
 

@@ -8,7 +8,7 @@ import torch
 from zoo_of_models import BOS, CASES, IMAGE
 from zooprune import get_pruner, prune
 from zooprune.families import aya_vision, find_family, idefics3
-from zooprune.families.base import runs
+from zooprune.families.tiling import runs
 
 GREEDY = {"max_new_tokens": 2, "do_sample": False}
 FENCE, FIRST, SECOND, WHOLE, BREAK, BEGIN, END, WORD = 50, 51, 52, 53, 54, 55, 56, 40

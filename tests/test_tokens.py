@@ -64,12 +64,12 @@ def test_visual_tokens_agree_in_number(features, embeddings, positions):
 
 def test_some_tokens_are_an_image_too():
     rows = torch.arange(12.0).view(4, 3)
-    tokens = VisualTokens(rows, rows * 2, lambda x: x, torch.zeros(4, 4).long(), rows * 3)
+    tokens = VisualTokens(rows, rows * 2, lambda x: x, torch.zeros(4, 4).long(), {"first_layer": rows * 3})
     some = tokens[torch.tensor([3, 1])]
     assert (
         len(some) == 2
-        and torch.equal(some.hidden, 3 * rows[[3, 1]])
+        and torch.equal(some.signals["first_layer"], 3 * rows[[3, 1]])
         and torch.equal(some.embeddings, 2 * some.features)
     )
-    with pytest.raises(ValueError, match="4 features need 4 rows of hidden, got 3"):
-        VisualTokens(rows, rows, lambda x: x, torch.zeros(4, 4).long(), rows[:3])
+    with pytest.raises(ValueError, match="4 features need 4 rows of first_layer, got 3"):
+        VisualTokens(rows, rows, lambda x: x, torch.zeros(4, 4).long(), {"first_layer": rows[:3]})

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from zooprune.generation import ImageReport, Report, prune
+from zooprune.costs import kv_cache_bytes, prefill_flops
+from zooprune.generation import prune
 from zooprune.plan import Plan
-from zooprune.profiling import kv_cache_bytes, prefill_flops
-from zooprune.pruners import Pruner, get_pruner
+from zooprune.prompting import build_inputs, seen_images
+from zooprune.pruners import UNPRUNED, Pruner, get_pruner
+from zooprune.reports import ImageReport, Report
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def ask(
     Comparison
     """
     inputs = build_inputs(processor, [[image]], [question]).to(model.device, model.dtype)
-    everything = get_pruner("random", keep=1.0)
+    everything = get_pruner(UNPRUNED)
     # The first call pays for allocations that are none of the method's cost.
     with prune(model, pruner):
         model.generate(**inputs, max_new_tokens=1)
@@ -93,46 +93,6 @@ def ask(
         _answer(model, processor, inputs, pruner, max_new_tokens),
         seen_images(processor, inputs["pixel_values"], [image])[0],
     )
-
-
-def build_inputs(processor: Any, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> Any:
-    """Return a model's inputs for a batch of questions.
-
-    Parameters
-    ----------
-    processor
-        Its chat template makes the prompts; one that has none gets LLaVA-1.5's.
-    images : sequence of sequences of PIL.Image.Image
-        One or several for each question, shown before it.
-    questions : sequence of str
-
-    Returns
-    -------
-    BatchFeature
-        Padded on the left.
-    """
-    texts = [_prompt(processor, len(shown), question) for shown, question in zip(images, questions, strict=True)]
-    return processor(
-        text=texts, images=[list(shown) for shown in images], return_tensors="pt", padding=True, padding_side="left"
-    )
-
-
-def _prompt(processor: Any, images: int, question: str) -> str:
-    if processor.chat_template is None:
-        return "USER: " + "<image>\n" * images + f"{question} ASSISTANT:"
-    content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-    text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return text
-
-
-def seen_images(processor: Any, pixels: Tensor, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Undo the processor's normalisation where it made one picture of each image, (images, 3, H, W)."""
-    if pixels.ndim != 4 or len(pixels) != len(images):
-        return list(images)
-    mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
-    colours = pixels.float().cpu() * std.view(3, 1, 1) + mean.view(3, 1, 1)
-    bytes_ = (colours * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(one) for one in bytes_]
 
 
 def _answer(model: Any, processor: Any, inputs: Any, pruner: Pruner | Plan, max_new_tokens: int) -> Answer:

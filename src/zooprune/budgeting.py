@@ -1,37 +1,49 @@
-"""Spend an image's budget: on the image as a whole or on each tile, and on the separators between its rows."""
+"""Spend an image's budget: on the image as a whole or on each tile, and on the separators between its rows.
+
+Knows methods only as something that selects a number of tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from zooprune.families.base import Visual
-from zooprune.pruners import Pruner
+from zooprune.policy import Policy, Scope
+from zooprune.pruners.base import Pruner, Select
 from zooprune.tokens import Budget, Selection, VisualTokens
-
-Scope = Literal["image", "tile", "prompt"]
-Newlines = Literal["drop", "keep", "rows"]
-
-_Select = Callable[[VisualTokens, int], Selection]
+from zooprune.visuals import Visual
 
 
-def spend(pruner: Pruner, visual: Visual, *, scope: Scope, newlines: Newlines) -> tuple[Selection, Tensor]:
+def budgets(keep: int | float, slots: Sequence[int], scope: Scope) -> list[int]:
+    """Return how many slots stay of each image of one prompt, which is known before anything is encoded.
+
+    Parameters
+    ----------
+    keep : int or float
+        Tokens, or a share of them; see `zooprune.tokens.Budget`.
+    slots : sequence of int
+        How many slots of the prompt each image fills, separators included.
+    scope : {"image", "tile", "prompt"}
+        With "prompt" all images share one budget, and the list has one number.
+    """
+    groups = [sum(slots)] if scope == "prompt" and slots else slots
+    return [Budget(keep).count(total) for total in groups]
+
+
+def spend(pruner: Pruner, visual: Visual, policy: Policy) -> tuple[Selection, Tensor]:
     """Choose what stays of one image.
 
     Parameters
     ----------
     pruner : Pruner
     visual : Visual
-    scope : {"image", "tile", "prompt"}
-        "tile" gives every tile or frame an equal part of the budget, the remainder to the first ones, and what a small
-        tile cannot use to the others. The other two choose among all tokens at once.
-    newlines : {"drop", "keep", "rows"}
-        Whether separators are dropped, kept, or kept where their row still has a token. They count inside the budget,
-        which is met exactly; where tokens and these separators leave a rest, further separators fill it.
+    policy : Policy
+        With scope "tile" every tile or frame has an equal part of the budget, the remainder goes to the first ones,
+        and what a small tile cannot use to the others. The other scopes choose among all tokens at once. Separators
+        count inside the budget, which is met exactly: where tokens and the separators that go with them leave a rest,
+        further separators fill it.
 
     Returns
     -------
@@ -39,15 +51,20 @@ def spend(pruner: Pruner, visual: Visual, *, scope: Scope, newlines: Newlines) -
         Among the tokens.
     kept : Tensor of bool, (visual.length,)
         Among all slots, separators included; on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the method chooses among other tokens than these, or another number than it is asked for.
     """
-    select = _by_tile(pruner) if scope == "tile" else _at_once(pruner)
-    total, tokens = visual.length, visual.tokens
-    budget = Budget(pruner.keep).count(total)
+    total, tokens, newlines = visual.length, visual.tokens, policy.newlines
+    select = _checked(pruner, tokens, _by_tile(pruner, tokens) if policy.scope == "tile" else pruner.selector(tokens))
+    (budget,) = budgets(pruner.keep, [total], policy.scope)
     kept = torch.zeros(total, dtype=torch.bool)
     if budget == total or total == len(tokens) or newlines == "drop":
-        selection = select(tokens, min(budget, len(tokens)))
+        selection = select(min(budget, len(tokens)))
     elif newlines == "keep":
-        selection = select(tokens, min(max(1, budget - (total - len(tokens))), len(tokens)))
+        selection = select(min(max(1, budget - (total - len(tokens))), len(tokens)))
     else:
         selection = _with_rows(select, visual, budget)
     kept[visual.places[selection.index.cpu()]] = True
@@ -55,34 +72,65 @@ def spend(pruner: Pruner, visual: Visual, *, scope: Scope, newlines: Newlines) -
         # A budget of one has room for a token, but not for its separator.
         kept[_rows_of(visual, selection)[: budget - len(selection)]] = True
     rest = budget - int(kept.sum())
-    if rest > 0:
+    if rest > 0 and pruner.exact:
         separators = torch.ones_like(kept)
         separators[visual.places] = False
         kept[(separators & ~kept).nonzero()[:rest, 0]] = True
     return selection, kept
 
 
-def _at_once(pruner: Pruner) -> _Select:
-    return lambda tokens, keep: replace(pruner, keep=keep).select(tokens)
+def _checked(pruner: Pruner, tokens: VisualTokens, select: Select) -> Select:
+    def checked(keep: int) -> Selection:
+        selection = select(keep)
+        if selection.total != len(tokens):
+            raise ValueError(f"{pruner} selected among {selection.total} tokens of {len(tokens)}")
+        if pruner.exact and len(selection) != keep:
+            raise ValueError(
+                f"{pruner} kept {len(selection)} tokens when asked for {keep}; declare it as exact = False"
+            )
+        return selection
+
+    return checked
 
 
-def _by_tile(pruner: Pruner) -> _Select:
-    def select(tokens: VisualTokens, keep: int) -> Selection:
-        _, tile = torch.unique(tokens.positions[:, :2].cpu(), dim=0, return_inverse=True)
-        members = [(tile == number).nonzero()[:, 0] for number in range(int(tile.max()) + 1)]
-        index, scores = [], None
-        for mine, share in zip(members, deal(keep, [len(mine) for mine in members]), strict=True):
-            if share == 0:
-                continue
-            chosen = replace(pruner, keep=share).select(tokens[mine])
-            index.append(mine[chosen.index.cpu()])
-            if chosen.scores is not None:
-                if scores is None:
-                    scores = torch.zeros(len(tokens), dtype=torch.float32, device=chosen.scores.device)
-                scores[mine] = chosen.scores
-        return Selection(torch.cat(index).sort().values, len(tokens), scores)
+def _by_tile(pruner: Pruner, tokens: VisualTokens) -> Select:
+    _, tile = torch.unique(tokens.positions[:, :2].cpu(), dim=0, return_inverse=True)
+    members = [(tile == number).nonzero()[:, 0] for number in range(int(tile.max()) + 1)]
+    selectors: dict[int, Select] = {}
+
+    def select(keep: int) -> Selection:
+        chosen = []
+        for number, share in enumerate(deal(keep, [len(mine) for mine in members])):
+            if share:
+                if number not in selectors:
+                    selectors[number] = pruner.selector(tokens[members[number]])
+                chosen.append((members[number], selectors[number](share)))
+        return _together(chosen, len(tokens))
 
     return select
+
+
+def _together(chosen: Sequence[tuple[Tensor, Selection]], total: int) -> Selection:
+    """Return what was chosen among groups of tokens, given with the places of each group, as one selection."""
+    unsorted = torch.cat([mine[selection.index.cpu()] for mine, selection in chosen])
+    index, order = unsorted.sort()
+    # Where each kept token, numbered group by group, stands among all.
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    scores, into, first = None, None, 0
+    for mine, selection in chosen:
+        if selection.scores is not None:
+            if scores is None:
+                scores = torch.zeros(total, dtype=torch.float32, device=selection.scores.device)
+            scores[mine] = selection.scores
+        if selection.into is not None:
+            if into is None:
+                into = torch.full((total,), -1)
+            held = selection.into.cpu()
+            into[mine] = torch.where(held < 0, held, rank[first + held.clamp_min(0)])
+        first += len(selection)
+    merged = [selection.merged for _, selection in chosen if selection.merged is not None]
+    return Selection(index, total, scores, torch.cat(merged)[order.to(merged[0].device)] if merged else None, into)
 
 
 def deal(budget: int, sizes: list[int]) -> list[int]:
@@ -105,17 +153,17 @@ def deal(budget: int, sizes: list[int]) -> list[int]:
     return shares
 
 
-def _with_rows(select: _Select, visual: Visual, budget: int) -> Selection:
+def _with_rows(select: Select, visual: Visual, budget: int) -> Selection:
     """Find the most tokens that fit into the budget together with the separators of their rows."""
     fits, low, high = None, 1, min(budget, len(visual.tokens))
     while low <= high:
         keep = (low + high) // 2
-        selection = select(visual.tokens, keep)
+        selection = select(keep)
         if keep + len(_rows_of(visual, selection)) <= budget:
             fits, low = selection, keep + 1
         else:
             high = keep - 1
-    return fits if fits is not None else select(visual.tokens, 1)
+    return fits if fits is not None else select(1)
 
 
 def _rows_of(visual: Visual, selection: Selection) -> Tensor:

@@ -56,7 +56,7 @@ def ask(
     budget = _parse_keep(keep or "64")
 
     # Everything that can be refused without them is refused before the heavy imports.
-    from zooprune.images import load_image
+    from zooprune.data.images import load_image
 
     expected = None
     if image is None:
@@ -173,8 +173,8 @@ def evaluate(
     names = list(dict.fromkeys(model or ["bundled"]))
     budgets = [_parse_keep(one) for one in keep or ("192", "64")]
     with _waiting("loading torch and transformers", quiet=as_json):
+        from zooprune.data.examples import load_examples
         from zooprune.evaluation import runner
-        from zooprune.evaluation.examples import load_examples
         from zooprune.evaluation.publish import draw_cases, publish
         from zooprune.loading import load_model
     _quiet_libraries()
@@ -240,9 +240,9 @@ def calibrate(
     _check_writable(out, "--out")
     budgets = [_parse_keep(one) for one in keep or ()]
     with _waiting("loading torch and transformers", quiet=as_json):
+        from zooprune.data.examples import load_examples
         from zooprune.evaluation.calibrate import SHARES
         from zooprune.evaluation.calibrate import calibrate as find_plan
-        from zooprune.evaluation.examples import load_examples
         from zooprune.evaluation.runner import Subject
         from zooprune.loading import load_model
     _quiet_libraries()
@@ -258,7 +258,7 @@ def calibrate(
         )  # fmt: skip
     plan.save(out)
     if as_json:
-        print(json.dumps({"plan": vars(plan), "out": str(out)}))
+        print(json.dumps({"plan": plan.as_json(), "out": str(out)}))
         return
     assert plan.certified is not None
     table = Table(
@@ -351,7 +351,7 @@ def _load_plan(path: Path, models: list[str], *others: object) -> Plan:
 def _as_setting(plan: Plan) -> Setting:
     from zooprune.evaluation.runner import Setting
 
-    return Setting(plan.method, plan.keep, None, plan.options, plan.positions, plan.scope, plan.newlines)
+    return Setting(plan.method, plan.keep, None, plan.options, plan.policy)
 
 
 def _progress() -> Any:
@@ -386,14 +386,14 @@ def _waiting(what: str, *, quiet: bool) -> Any:
 
 def _save(path: Path, question: str, result: Comparison, method: str) -> None:
     from zooprune.picture import draw_kept, save_picture
+    from zooprune.pruners import pruner_class
 
-    labels = {"zoo": "sensitivity", "sensitivity": "sensitivity"}
     caption = (
         f"{question}\n"
         f"all {result.full.visual_tokens} tokens: {result.full.text}\n"
         f"{method}, {result.pruned.visual_tokens} tokens: {result.pruned.text}"
     )
-    drawn = draw_kept(result.seen, result.pruned.images, caption, scores_label=labels.get(method, "score"))
+    drawn = draw_kept(result.seen, result.pruned.images, caption, scores_label=pruner_class(method).scores_label)
     save_picture(drawn, path)
 
 

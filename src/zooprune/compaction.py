@@ -1,4 +1,7 @@
-"""Cut a prompt to the visual tokens that stay. Nothing else in the library knows how."""
+"""Cut a prompt to the visual tokens that stay. Nothing else in the library knows how.
+
+Knows ids, masks and positions; no model, no method, no image.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from zooprune.families.base import PositionPolicy
+from zooprune.policy import PositionPolicy
 
 
 @dataclass(frozen=True)
@@ -32,23 +35,14 @@ class Prompt:
         """Return the prompts on another device."""
         return Prompt(*(getattr(self, field.name).to(device) for field in fields(self)))
 
+    def repeated(self, copies: int) -> Prompt:
+        """Return every prompt several times, one after the other."""
+        fields_ = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Prompt(**{name: value.repeat_interleave(copies, dim=-2) for name, value in fields_.items()})
+
     def gather(self, values: Tensor, padding: int) -> Tensor:
         """Cut something else that has one value per token of the uncut prompt, such as labels: (B, L)."""
         return values.gather(1, self.source.clamp_min(0)).masked_fill(self.source < 0, padding)
-
-
-def check_prompt(input_ids: Tensor, attention_mask: Tensor) -> None:
-    """Raise a ValueError unless this is a batch of non-empty prompts padded on the left."""
-    if input_ids.ndim != 2 or input_ids.numel() == 0:
-        raise ValueError(f"the prompt is empty: input_ids has shape {tuple(input_ids.shape)}, expected (B, L)")
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)} must have one shape"
-        )
-    if not bool(attention_mask.any(1).all()):
-        raise ValueError("a row of attention_mask is all zeros: that prompt is empty")
-    if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):
-        raise ValueError('the prompts are not padded on the left; set processor.tokenizer.padding_side = "left"')
 
 
 def compact(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from zooprune.families.base import Encoded, Family, Modality
+from zooprune.families import Family
+from zooprune.signals import TowerSignal
+from zooprune.visuals import Encoded, Modality
 
 # With every entry go the objects whose ids make its key, so that no other object takes their place.
 _memory: ContextVar[dict[tuple[Any, ...], tuple[Any, Encoded]] | None] = ContextVar("zooprune_encodings", default=None)
@@ -26,13 +28,16 @@ def remembering_encodings() -> Iterator[None]:
         _memory.reset(token)
 
 
-def encode(family: Family, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+def encode(
+    family: Family, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
+) -> Encoded:
     """Return what the family encodes, from memory inside `remembering_encodings`."""
     memory = _memory.get()
     if memory is None:
-        return family.encode(model, modality, inputs)
-    read = [model, *(inputs.get(name) for name in family.arguments(modality))]
-    key = (modality, *map(id, read))
+        return family.encode(model, modality, inputs, signals)
+    # The ids too: they tell which tiles make up an image.
+    read = [model, inputs["input_ids"], *(inputs.get(name) for name in family.arguments(modality))]
+    key = (modality, tuple(signals), *map(id, read))
     if key not in memory:
-        memory[key] = read, family.encode(model, modality, inputs)
+        memory[key] = read, family.encode(model, modality, inputs, signals)
     return memory[key][1]

@@ -1,40 +1,49 @@
-"""Prune a model's visual tokens for the length of a `with` block."""
+"""Prune a model's visual tokens for the length of a `with` block: the session and its contract with `generate`.
+
+Knows what `generate` takes and gives back. What a prompt becomes is worked out in `zooprune.prefill`.
+"""
 
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.metadata
+import inspect
+import types
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, get_args
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from packaging.version import Version
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
-from zooprune.budgeting import Newlines, Scope, spend
 from zooprune.callbacks import FirstToken, WholeCriterion, WholeProcessor, WholePrompt, WholeStreamer
-from zooprune.compaction import Prompt, check_prompt, compact
-from zooprune.encoding import encode
-from zooprune.families import Modality, Visual, find_family
-from zooprune.families.base import Positions, joined_visuals
+from zooprune.compaction import Prompt
+from zooprune.continuing import Conversation, adding, recall, remember
+from zooprune.families import find_family
 from zooprune.plan import Plan
-from zooprune.precision import all_finite
-from zooprune.profiling import Timings, recording, stage
+from zooprune.policy import Newlines, Policy, Positions, Scope
+from zooprune.prefill import check_signals, prefill, resolved
+from zooprune.profiling import Timings
 from zooprune.pruners import Pruner, get_pruner
-from zooprune.tokens import Selection
+from zooprune.reports import Report
 
 #: The first transformers whose models take encoded images (`mm_encoder_outputs`).
 OLDEST_TRANSFORMERS = "5.18.0"
 
-_REFUSED = {
+#: What hides images from a session, whatever else a call holds.
+_HIDING = {
     "inputs_embeds": "the image placeholders cannot be found in embeddings; pass input_ids",
-    "past_key_values": "the images must be in the prompt that is prefilled; start without a cache",
-    "position_ids": "they are worked out from the pruned prompt; leave them out",
     "mm_encoder_outputs": "the images are encoded here; pass pixel_values",
+}
+#: What cannot be had together with images.
+_REFUSED = {
+    "position_ids": "they are worked out from the pruned prompt; leave them out",
     "assistant_model": "assisted generation is not supported; leave the assistant out",
     "prefix_allowed_tokens_fn": "it would see the pruned prompt; write a logits_processor instead",
 }
@@ -86,72 +95,7 @@ def prune(
     TypeError, ValueError
         If the model, the method or an option is not valid, or the model is being pruned already.
     """
-    return Session(model, pruner, positions=positions, scope=scope, newlines=newlines, **options)
-
-
-@dataclass(frozen=True)
-class ImageReport:
-    """What became of one image or video (or of all images of a prompt, with ``scope="prompt"``).
-
-    Parameters
-    ----------
-    row : int
-        The row of the batch it belongs to.
-    selection : Selection
-        On the CPU.
-    positions : Tensor of int64, (N, 4)
-        Frame, tile, row and column of every token, on the CPU.
-    modality : {"image", "video"}
-    separators : tuple of int
-        How many separators were kept, and how many there were.
-    """
-
-    row: int
-    selection: Selection
-    positions: Tensor
-    modality: Modality = "image"
-    separators: tuple[int, int] = (0, 0)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one call did.
-
-    Parameters
-    ----------
-    images : tuple of ImageReport
-    prompt_length, pruned_length : int
-        Width of the batch before and after, in tokens.
-    """
-
-    images: tuple[ImageReport, ...]
-    prompt_length: int
-    pruned_length: int
-    _timings: Timings = field(default_factory=Timings, repr=False)
-
-    @property
-    def kept(self) -> int:
-        """Visual tokens that reached the language model, separators included, over the batch."""
-        return sum(len(image.selection) + image.separators[0] for image in self.images)
-
-    @property
-    def total(self) -> int:
-        """Visual tokens there were, separators included, over the batch."""
-        return sum(image.selection.total + image.separators[1] for image in self.images)
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds per stage: encode, score, select, and for `generate` prefill and decode."""
-        return self._timings.seconds()
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """What the method says about how it worked.
-
-        ZOO-Prune in closed form gives `closed_form`, how it was worked out, and `rank_correlation`, how well that ranks
-        random tokens compared with the whole.
-        """
-        return dict(self._timings.notes)
+    return Session(model, pruner, Policy(positions, scope, newlines), **options)
 
 
 class Session:
@@ -164,41 +108,45 @@ class Session:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        pruner: Pruner | str | Plan,
-        *,
-        positions: Positions = "auto",
-        scope: Scope = "image",
-        newlines: Newlines = "drop",
-        **options: Any,
+        self, model: PreTrainedModel, pruner: Pruner | str | Plan, policy: Policy | None = None, **options: Any
     ) -> None:
         _check_transformers()
+        policy = policy or Policy()
         if isinstance(pruner, Plan):
-            if options or (positions, scope, newlines) != ("auto", "image", "drop"):
+            if options or policy != Policy():
                 raise TypeError("a plan says all about how to prune; leave out the other arguments or change the plan")
-            positions, scope, newlines, pruner = pruner.positions, pruner.scope, pruner.newlines, pruner.pruner()
+            policy, pruner = pruner.policy, pruner.pruner()
         if isinstance(pruner, str):
             pruner = get_pruner(pruner, **options)
         elif options:
             raise TypeError(f"{', '.join(options)}: set these on the pruner itself")
         if not isinstance(pruner, Pruner):
             raise TypeError(f"expected a Pruner, the name of one or a Plan, got {type(pruner).__name__}")
-        policies = (("positions", positions, Positions), ("scope", scope, Scope), ("newlines", newlines, Newlines))
-        for name, value, allowed in policies:
-            if value not in get_args(allowed):
-                raise ValueError(f"{name}={value!r} is not one of {', '.join(get_args(allowed))}")
         self._family = find_family(model)
-        if "generate" in vars(model):
-            raise ValueError("this model's generate is replaced already; close the session that prunes it first")
-        self.model, self.pruner, self.scope, self.newlines = model, pruner, scope, newlines
-        self.positions = self._family.positions if positions == "auto" else positions
+        check_signals(model, self._family, pruner)
+        if session_of(model) is not None:
+            raise ValueError(
+                "this model is being pruned already; close that session first, "
+                "with zooprune.generation.session_of(model).close() if you do not hold it"
+            )
+        self.model, self.pruner, self.policy = model, pruner, policy
+        self.positions = resolved(policy, self._family)
         self.reports: list[Report] = []
+        # Somebody else's patch, if there is one, stays underneath.
+        self._beneath = vars(model).get("generate")
         self._original: Callable[..., Tensor | ModelOutput] = getattr(model, "generate")  # noqa: B009
-        model.__dict__["generate"] = self._generate
-        self._open = True
+        self._shadow = _Shadow(self)
+        vars(model)["generate"] = self._shadow
+        # The model holds the session; the list of sessions must not, or no model would ever be freed.
+        _sessions[model] = weakref.ref(self)
+
+    @property
+    def _open(self) -> bool:
+        return session_of(self.model) is self
 
     def __enter__(self) -> Session:
+        if not self._open:
+            raise ValueError("this session is closed; open another with prune()")
         return self
 
     def __exit__(
@@ -208,12 +156,22 @@ class Session:
 
     def close(self) -> None:
         """Give the model its own `generate` back. Closing twice does no harm."""
-        if self._open:
-            del self.model.__dict__["generate"]
-            self._open = False
+        if not self._open:
+            return
+        del _sessions[self.model]
+        # What somebody else has put over ours stays; ours passes calls on from now on.
+        if vars(self.model).get("generate") is self._shadow:
+            if self._beneath is None:
+                del vars(self.model)["generate"]
+            else:
+                vars(self.model)["generate"] = self._beneath
 
     def prepare(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return what to call the model with: ``model(**session.prepare(inputs))``.
+
+        Gradients flow through tower and projector unless the caller switched them off. Decoding by hand goes on as
+        usual with models that count positions themselves; with ``positions="original"`` and a model without M-RoPE,
+        give `position_ids` to every further step, one above the last.
 
         Parameters
         ----------
@@ -232,45 +190,90 @@ class Session:
             If the prompts are empty or padded on the right, or do not fit the images.
         """
         inputs = dict(inputs)
+        if not self._open:
+            raise ValueError("this session is closed; open another with prune()")
+        _refuse(inputs, _HIDING)
+        if _filled(inputs.get("past_key_values")):
+            raise ValueError("past_key_values cannot be used while pruning by hand; go on with generate()")
         if not self._has_images(inputs):
             return inputs
-        self._refuse(inputs)
-        if inputs.get("input_ids") is None:
-            raise ValueError("no input_ids; pass what the processor returned")
-        prompt, encoded, report = self._cut(inputs)
+        self._check_ids(inputs)
+        done = prefill(self.model, self._family, self.pruner, self.policy, inputs)
         labels = inputs.get("labels")
         if labels is not None:
-            inputs["labels"] = prompt.gather(labels, -100)
-        self._replace(inputs, prompt)
-        self.reports.append(report)
+            inputs["labels"] = done.prompt.gather(labels, -100)
+        self._replace(inputs, done.prompt)
+        self.reports.append(done.report)
+        self._family.count_on(self.model, done.prompt)
         return inputs | {
-            "position_ids": prompt.position_ids + self._family.first_position,
-            "mm_encoder_outputs": encoded,
+            "position_ids": done.prompt.position_ids + self._family.first_position,
+            "mm_encoder_outputs": done.encoder_outputs,
         }
 
-    def _generate(
-        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
-    ) -> Tensor | ModelOutput:
+    def _generate(self, *args: Any, **kwargs: Any) -> Tensor | ModelOutput:
         """Stand in for `model.generate`; the caller gets its own prompt ids back."""
-        if not self._has_images(kwargs):
-            return self._original(inputs, generation_config=generation_config, **kwargs)
-        if inputs is not None:
-            kwargs["input_ids"] = inputs
-        self._refuse(kwargs)
-        if kwargs.get("input_ids") is None:
-            raise ValueError("no input_ids; pass what the processor returned")
-        prompt, encoded, report = self._cut(kwargs)
-        self._check_copies(generation_config, kwargs, encoded, report)
-        whole = WholePrompt(kwargs["input_ids"], report.pruned_length)
-        self._replace(kwargs, prompt)
-        shorter = report.prompt_length - report.pruned_length
-        lowered = self._lowered_limits(generation_config, kwargs, shorter)
-        if generation_config is None:
+        if not self._open:
+            return self._original(*args, **kwargs)
+        kwargs |= _named(self._original, args)
+        _refuse(kwargs, _HIDING)
+        conversation = recall(kwargs.get("past_key_values"))
+        has_images = self._has_images(kwargs)
+        if not has_images and conversation is None:
+            self._check_cache(kwargs)
+            return self._original(**kwargs)
+        if kwargs.get("inputs") is not None:
+            kwargs["input_ids"] = kwargs.pop("inputs")
+        self._check_ids(kwargs)
+        if conversation is not None:
+            return self._go_on(conversation, kwargs)
+        if _filled(kwargs.get("past_key_values")):
+            raise ValueError(
+                "past_key_values cannot be used while pruning: the images must be in the prompt that is prefilled; "
+                "start without a cache"
+            )
+        with torch.no_grad():
+            done = prefill(self.model, self._family, self.pruner, self.policy, kwargs)
+        self._check_copies(kwargs, done.encoder_outputs, done.report)
+        ids = kwargs["input_ids"]
+        self._replace(kwargs, done.prompt)
+        kwargs["mm_encoder_outputs"] = done.encoder_outputs
+        known = Conversation(ids.cpu(), done.prompt.to(torch.device("cpu")), ids.new_empty(len(ids), 0, device="cpu"))
+        output = self._call(kwargs, ids, done.prompt, done.report._timings, known)
+        self.reports.append(done.report)
+        return output
+
+    def _go_on(self, conversation: Conversation, kwargs: dict[str, Any]) -> Tensor | ModelOutput:
+        """Answer a conversation whose beginning is in a cache."""
+        ids: Tensor = kwargs["input_ids"]
+        if not self._family.continues:
+            raise ValueError(
+                f"{type(self.model).__name__} cannot go on from a cache, since all of its prompt sees all of it; "
+                "start without a cache and pass the whole conversation"
+            )
+        prompt = conversation.goes_on(ids, kwargs.get("attention_mask"))
+        new = ids[:, conversation.ids.shape[1] + conversation.after.shape[1] :]
+        if any(bool(self._family.slots(self.model, kind, new).any()) for kind in self._family.modalities):
+            raise ValueError(
+                "new images cannot be added to a conversation in past_key_values; "
+                "start without a cache and pass the whole conversation with all of its images"
+            )
+        # Pixels that come along are those of the images in the cache.
+        self._replace(kwargs, prompt.to(ids.device))
+        return self._call(kwargs, ids, prompt, Timings(), conversation)
+
+    def _call(
+        self, kwargs: dict[str, Any], ids: Tensor, prompt: Prompt, timings: Timings, known: Conversation
+    ) -> Tensor | ModelOutput:
+        """Call the model's own `generate` with the cut prompt, and hide from the caller that it was cut."""
+        whole = WholePrompt(ids, prompt.input_ids.shape[1])
+        config: GenerationConfig | None = kwargs.pop("generation_config", None)
+        lowered = self._lowered_limits(config, kwargs, ids.shape[1], prompt.input_ids.shape[1])
+        if config is None:
             kwargs |= lowered
         else:
-            generation_config = copy.deepcopy(generation_config)
+            config = copy.deepcopy(config)
             for limit, value in lowered.items():
-                setattr(generation_config, limit, value)
+                setattr(config, limit, value)
                 kwargs.pop(limit, None)
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = WholeStreamer(kwargs["streamer"], whole)
@@ -278,29 +281,65 @@ class Session:
             processors = [WholeProcessor(processor, whole) for processor in kwargs["logits_processor"]]
             kwargs["logits_processor"] = LogitsProcessorList(processors)
         criteria = [WholeCriterion(criterion, whole) for criterion in kwargs.get("stopping_criteria") or ()]
-        clock = FirstToken(self.model.device, report._timings)
+        clock = FirstToken(self.model.device, timings)
         kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, clock])
         if self.positions == "original" or prompt.position_ids.ndim == 3:
-            kwargs["position_ids"] = prompt.position_ids
-        output = self._original(generation_config=generation_config, mm_encoder_outputs=encoded, **kwargs)
+            kwargs["position_ids"] = prompt.position_ids.to(ids.device)
+        with adding():
+            output = self._original(generation_config=config, **kwargs)
         clock.finish()
-        self.reports.append(report)
+        sequences = whole(output if isinstance(output, Tensor) else output["sequences"])
+        cache = kwargs.get("past_key_values") if isinstance(output, Tensor) else output.get("past_key_values")
+        if _filled(cache):
+            beams = self._given("num_beams", config, kwargs) or 1
+            self._remember(cache, known, sequences, prompt, beams)
         if isinstance(output, Tensor):
-            return whole(output)
-        output["sequences"] = whole(output["sequences"])
+            return sequences
+        output["sequences"] = sequences
         return output
 
-    def _has_images(self, inputs: Mapping[str, Any]) -> bool:
-        if inputs.get("pixel_values_videos") is not None and not self._family.video_arguments:
-            raise ValueError(f"videos are not supported for {type(self.model).__name__}; pass images")
-        return bool(self._family.present(inputs))
+    def _remember(self, cache: Any, known: Conversation, sequences: Tensor, prompt: Prompt, beams: int) -> None:
+        """Note with a cache which ids it holds."""
+        if beams > 1:
+            remember(cache, "it is that of a beam search, whose rows are no conversations")
+            return
+        copies = len(sequences) // len(known.ids)
+        ids, start = known.ids.repeat_interleave(copies, 0), known.prompt
+        if copies > 1:
+            start = start.repeated(copies)
+        width = ids.shape[1]
+        held = cache.get_seq_length() - start.input_ids.shape[1]
+        remember(cache, Conversation(ids, start, sequences[:, width : width + held].cpu()))
 
-    def _refuse(self, inputs: Mapping[str, Any]) -> None:
-        if not self._open:
-            raise ValueError("this session is closed; open another with prune()")
-        for name, reason in _REFUSED.items():
-            if inputs.get(name) is not None:
-                raise ValueError(f"{name} cannot be used while pruning: {reason}")
+    def _has_images(self, inputs: Mapping[str, Any]) -> bool:
+        kind, family = type(self.model).__name__, self._family
+        if inputs.get("pixel_values_videos") is not None and not family.video_arguments:
+            raise ValueError(f"videos are not supported for {kind}; pass images")
+        known = {*family.image_arguments, *family.video_arguments}
+        for name, value in inputs.items():
+            if name.startswith("pixel_values") and value is not None and name not in known:
+                raise ValueError(f"{name} cannot be pruned: zooprune reads {', '.join(sorted(known))} of {kind}")
+        return bool(family.present(inputs))
+
+    def _check_ids(self, inputs: Mapping[str, Any]) -> None:
+        _refuse(inputs, _REFUSED)
+        ids = inputs.get("input_ids")
+        if ids is None:
+            raise ValueError("no input_ids; pass what the processor returned")
+        if not isinstance(ids, Tensor):
+            raise TypeError(f'input_ids must be a tensor, not {type(ids).__name__}; give return_tensors="pt"')
+
+    def _check_cache(self, inputs: Mapping[str, Any]) -> None:
+        """Refuse a cache that does not hold the images of a prompt that comes without them."""
+        cache = inputs.get("past_key_values")
+        ids = inputs.get("input_ids") if inputs.get("inputs") is None else inputs["inputs"]
+        if not _filled(cache) or not isinstance(ids, Tensor):
+            return
+        rest = ids[:, cache.get_seq_length() :]  # type: ignore[union-attr]
+        if any(bool(self._family.slots(self.model, kind, rest).any()) for kind in self._family.modalities):
+            raise ValueError(
+                "past_key_values holds less than the images of this prompt; start without a cache and pass the images"
+            )
 
     def _replace(self, inputs: dict[str, Any], prompt: Prompt) -> None:
         """Put the cut prompt in the place of the caller's, and take out what has been used."""
@@ -312,102 +351,19 @@ class Session:
                 inputs[name] = prompt.gather(inputs[name], 0)
         inputs |= {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
 
-    def _cut(self, inputs: Mapping[str, Any]) -> tuple[Prompt, dict[str, ModelOutput], Report]:
-        """Encode, select and cut: everything up to the language model."""
-        device = self.model.device
-        present = self._family.present(inputs)
-        pixels = [inputs[self._family.arguments(modality)[0]] for modality in present]
-        if any(given.device != device for given in (*pixels, inputs["input_ids"])):
-            raise ValueError(f"the model is on {device}; move the inputs there with inputs.to(model.device)")
-        # What is about prompts is done on the host, which then waits for the device only where tokens are chosen.
-        ids: Tensor = inputs["input_ids"].cpu()
-        mask = inputs.get("attention_mask")
-        pad = self._pad_token_id()
-        if mask is None:
-            if pad is not None and bool((ids == pad).any()):
-                raise ValueError("input_ids hold padding; pass the attention_mask that came with them")
-            mask = torch.ones_like(ids)
-        mask = mask.cpu()
-        check_prompt(ids, mask)
-        timings = Timings()
-        stays = torch.ones_like(ids, dtype=torch.bool)
-        slots = torch.zeros_like(stays)
-        outputs: dict[str, ModelOutput] = {}
-        images: list[ImageReport] = []
-        with torch.no_grad(), recording(timings):
-            for modality in present:
-                with stage("encode", device):
-                    encoded = encode(self._family, self.model, modality, inputs)
-                mine = self._family.slots(self.model, modality, ids)
-                kept = []
-                for row, visual in self._groups(modality, encoded.visuals, mine):
-                    selection, stay = spend(self.pruner, visual, scope=self.scope, newlines=self.newlines)
-                    if selection.total != len(visual.tokens):
-                        raise ValueError(
-                            f"{self.pruner} selected among {selection.total} tokens of {len(visual.tokens)}"
-                        )
-                    kept.append(stay)
-                    separators = int(stay.sum()) - len(selection), visual.length - len(visual.tokens)
-                    places = visual.tokens.positions.cpu()
-                    images.append(ImageReport(row, _on_cpu(selection), places, modality, separators))
-                everywhere = torch.cat(kept)
-                slots |= mine
-                stays[mine] = everywhere
-                per_prompt = (stays & mine).sum(1)[mine.any(1)].tolist()
-                outputs[self._family.placeholder(modality)] = encoded.cut(everywhere, per_prompt)
-            axes = self._family.axes(self.model, inputs, mask)
-        # Padding is masked, so any id serves where the model names none.
-        prompt = compact(ids, mask, slots, stays[slots], positions=self.positions, pad_token_id=pad or 0, axes=axes)
-        report = Report(tuple(images), ids.shape[1], prompt.input_ids.shape[1], timings)
-        return prompt.to(device), outputs, report
-
-    def _groups(self, modality: Modality, visuals: list[Visual], slots: Tensor) -> list[tuple[int, Visual]]:
-        """Return the row and the tokens that share a budget, in prompt order."""
-        room: list[int] = slots.sum(1).tolist()
-        filled = sum(visual.length for visual in visuals)
-        if filled != sum(room):
-            raise ValueError(
-                f"the prompts have {sum(room)} {modality} placeholders but the {modality}s fill {filled}; "
-                "pass the ids and pixels of the same processor call"
-            )
-        groups: list[tuple[int, list[Visual]]] = []
-        row = 0
-        finite = [all_finite(one.tokens.embeddings) & all_finite(one.tokens.features) for one in visuals]
-        for number, (visual, sound) in enumerate(zip(visuals, torch.stack(finite).tolist(), strict=True)):
-            if not sound:
-                raise ValueError(
-                    f"{modality} {number} gives NaN or infinite features; check its pixels and the model's dtype"
-                )
-            while room[row] == 0:
-                row += 1
-            if visual.length > room[row]:
-                raise ValueError(
-                    f"{modality} {number} fills {visual.length} placeholders but prompt {row} has {room[row]} left "
-                    "for it; pass the ids and pixels of the same processor call"
-                )
-            room[row] -= visual.length
-            if self.scope == "prompt" and groups and groups[-1][0] == row:
-                groups[-1][1].append(visual)
-            else:
-                groups.append((row, [visual]))
-        return [(row, joined_visuals(group)) for row, group in groups]
-
-    def _pad_token_id(self) -> int | None:
-        for config in (self.model.generation_config, self.model.config.get_text_config()):
-            value = getattr(config, "pad_token_id", None)
-            if value is not None:
-                return int(value)
-        return None
-
     def _lowered_limits(
-        self, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any], shorter: int
+        self, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any], before: int, after: int
     ) -> dict[str, int]:
         """Lower the limits that count the prompt, so that as many new tokens come as without pruning."""
         lowered = {}
         for limit, new_tokens in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
             value = self._given(limit, generation_config, kwargs)
-            if shorter and value is not None and self._given(new_tokens, generation_config, kwargs) is None:
-                lowered[limit] = max(0, value - shorter)
+            if value is None or self._given(new_tokens, generation_config, kwargs) is not None:
+                continue
+            if limit == "max_length" and value <= before:
+                raise ValueError(f"max_length={value} leaves no room after a prompt of {before}; give max_new_tokens")
+            if before != after:
+                lowered[limit] = max(0, value - before + after)
         return lowered
 
     def _given(self, name: str, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any]) -> int | None:
@@ -415,14 +371,9 @@ class Session:
         sources = (getattr(generation_config, name, None), getattr(self.model.generation_config, name, None))
         return next((value for value in (kwargs.get(name), *sources) if value is not None), None)
 
-    def _check_copies(
-        self,
-        generation_config: GenerationConfig | None,
-        kwargs: Mapping[str, Any],
-        encoded: Mapping[str, Any],
-        report: Report,
-    ) -> None:
+    def _check_copies(self, kwargs: Mapping[str, Any], encoded: Mapping[str, Any], report: Report) -> None:
         """Refuse to copy prompts, as beams do, where transformers could not tell whose rows of features are whose."""
+        generation_config = kwargs.get("generation_config")
         copies = [self._given(name, generation_config, kwargs) or 1 for name in ("num_beams", "num_return_sequences")]
         prompts = {(image.modality, image.row) for image in report.images}
         for modality, output in encoded.items():
@@ -434,9 +385,44 @@ class Session:
                 )
 
 
-def _on_cpu(selection: Selection) -> Selection:
-    scores = None if selection.scores is None else selection.scores.cpu()
-    return Selection(selection.index.cpu(), selection.total, scores)
+class _Shadow:
+    """What stands in the place of a model's `generate`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        functools.update_wrapper(self, session._original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor | ModelOutput:
+        return self._session._generate(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the model is a model of its own, which nobody prunes."""
+        model = memo.get(id(self._session.model))
+        return self if model is None else types.MethodType(type(model).generate, model)
+
+
+_sessions: WeakKeyDictionary[nn.Module, weakref.ref[Session]] = WeakKeyDictionary()
+
+
+def session_of(model: PreTrainedModel) -> Session | None:
+    """Return the open session that prunes a model, None if there is none."""
+    known = _sessions.get(model)
+    return None if known is None else known()
+
+
+def _named(function: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return positional arguments of `generate` by their names."""
+    return dict(inspect.signature(function).bind_partial(*args).arguments) if args else {}
+
+
+def _refuse(inputs: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+    for name, reason in reasons.items():
+        if inputs.get(name) is not None:
+            raise ValueError(f"{name} cannot be used while pruning: {reason}")
+
+
+def _filled(cache: Any) -> bool:
+    return cache is not None and (not hasattr(cache, "get_seq_length") or cache.get_seq_length() > 0)
 
 
 def _check_transformers() -> None:

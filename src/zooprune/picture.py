@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from zooprune.generation import ImageReport
+from zooprune.reports import ImageReport
 from zooprune.tokens import NEWLINE
 
 _SIDE = 504

@@ -7,11 +7,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from zooprune.budgeting import Newlines, Scope
-from zooprune.families.base import Positions
 from zooprune.files import write_text
+from zooprune.policy import Policy
 from zooprune.pruners import Pruner, get_pruner
 
 #: The version of the file's layout.
@@ -31,8 +30,8 @@ class Plan:
         Visual tokens per image, or a share of them.
     options : dict
         Further fields of the method.
-    positions, scope, newlines : str
-        As `zooprune.prune` takes them.
+    policy : Policy
+        Positions, scope and newlines; fields of their own in the file.
     certified : dict, optional
         What `zooprune.evaluation.calibrate.calibrate` found out, and on which data.
 
@@ -46,20 +45,13 @@ class Plan:
     method: str
     keep: int | float
     options: dict[str, Any] = field(default_factory=dict, hash=False)
-    positions: Positions = "auto"
-    scope: Scope = "image"
-    newlines: Newlines = "drop"
+    policy: Policy = field(default_factory=Policy)
     certified: dict[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         for name, kind in (("model", str), ("method", str), ("options", dict)):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"a plan's {name} must be a {kind.__name__}, not {type(getattr(self, name)).__name__}")
-        for name, allowed in (("positions", Positions), ("scope", Scope), ("newlines", Newlines)):
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(
-                    f"a plan's {name} is one of {', '.join(get_args(allowed))}, not {getattr(self, name)!r}"
-                )
         self.pruner()
 
     def pruner(self) -> Pruner:
@@ -89,17 +81,26 @@ class Plan:
             raise ValueError(f"{where} is not JSON; give a file of zooprune calibrate") from None
         if not isinstance(given, Mapping) or given.get("version") != VERSION:
             raise ValueError(f"{where} is not a plan of version {VERSION}; make it anew with zooprune calibrate")
-        fields = {one.name: one for one in dataclasses.fields(cls)}
-        unknown = sorted(set(given) - {*fields, "version"})
+        policies = [each.name for each in dataclasses.fields(Policy)]
+        known = [each.name for each in dataclasses.fields(cls) if each.name != "policy"] + policies
+        unknown = sorted(set(given) - {*known, "version"})
         missing = [name for name in ("model", "method", "keep") if name not in given]
         if unknown or missing:
             wrong = f"does not know {', '.join(unknown)}" if unknown else f"lacks {', '.join(missing)}"
-            raise ValueError(f"{where} {wrong}; a plan has version, {', '.join(fields)}")
+            raise ValueError(f"{where} {wrong}; a plan has version, {', '.join(known)}")
         try:
-            return cls(**{name: value for name, value in given.items() if name != "version"})
+            policy = Policy(**{name: given[name] for name in policies if name in given})
+            return cls(
+                policy=policy, **{name: value for name, value in given.items() if name not in ("version", *policies)}
+            )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from None
 
     def save(self, path: str | Path) -> None:
         """Write the plan; an older file stays until the new one is whole."""
-        write_text(Path(path), json.dumps({"version": VERSION} | dataclasses.asdict(self), indent=1) + "\n")
+        write_text(Path(path), json.dumps({"version": VERSION} | self.as_json(), indent=1) + "\n")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return its fields as the file has them, those of the policy among them."""
+        plain = dataclasses.asdict(self)
+        return plain | plain.pop("policy")

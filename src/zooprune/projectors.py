@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 Projector = Callable[[Tensor], Tensor]
+#: How a projector's sensitivity is found; a linear one tells no tokens apart.
+Sensitivity = Literal["closed form", "sampled", "linear"]
 
 
 class NormedMLP(nn.Module):

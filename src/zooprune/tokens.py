@@ -1,11 +1,15 @@
-"""The nouns of the library: what a pruner may look at, what it returns, and how many tokens it may keep."""
+"""The nouns of the library: what a pruner may look at, what it returns, and how many tokens it may keep.
+
+Nothing here knows models, prompts or methods.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -35,19 +39,21 @@ class Budget:
 
     def __post_init__(self) -> None:
         keep = self.keep
-        if isinstance(keep, bool) or not isinstance(keep, (int, float)):
+        # Integral and Real take NumPy's numbers as well.
+        if isinstance(keep, bool) or not isinstance(keep, Real):
             raise TypeError(f"keep must be an int (tokens) or a float (share), not {type(keep).__name__}")
-        if isinstance(keep, int) and keep < 1:
-            raise ValueError(f"keep={keep} leaves no visual token; give at least 1")
-        if isinstance(keep, float) and not 0 < keep <= 1:
+        if isinstance(keep, Integral):
+            if keep < 1:
+                raise ValueError(f"keep={keep} leaves no visual token; give at least 1")
+        elif not 0 < keep <= 1:
             raise ValueError(f"keep={keep} is not a share in (0, 1]; give an int for a number of tokens")
 
     def count(self, total: int) -> int:
         """Return how many of `total` tokens stay: never fewer than one, never more than there are."""
-        if isinstance(self.keep, int):
-            return min(self.keep, total)
+        if isinstance(self.keep, Integral):
+            return min(int(self.keep), total)
         # Halves go up whatever their parity, unlike Python's round().
-        return min(max(1, math.floor(self.keep * total + 0.5)), total)
+        return min(max(1, math.floor(float(self.keep) * total + 0.5)), total)
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,11 @@ class VisualTokens:
         The model's own projector, applied token by token.
     positions : Tensor of int64, (N, 4)
         Frame, tile, row and column of each token; row and column are `NEWLINE` where a token shows no patch.
-    hidden : Tensor, (N, d_hidden), optional
-        What the projector's first layer gave, where the family keeps it; nothing then has to work it out again.
+    signals : mapping of str to Tensor, (N, ...)
+        What else is known of each token, by name. "first_layer" is the output of the projector's first layer, where
+        the family keeps it. All others are there only when the method asks for them; see `zooprune.signals`.
+    context : mapping of str to Tensor
+        What is known of the image or its prompt as a whole, such as "question"; only when the method asks for it.
 
     Raises
     ------
@@ -77,7 +86,8 @@ class VisualTokens:
     embeddings: Tensor
     projector: Callable[[Tensor], Tensor]
     positions: Tensor
-    hidden: Tensor | None = None
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    context: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         total = len(self.features)
@@ -91,16 +101,19 @@ class VisualTokens:
                 f"{total} features need {total} embeddings and positions of shape ({total}, 4), "
                 f"got {tuple(self.embeddings.shape)} and {tuple(self.positions.shape)}"
             )
-        if self.hidden is not None and len(self.hidden) != total:
-            raise ValueError(f"{total} features need {total} rows of hidden, got {len(self.hidden)}")
+        for name, signal in self.signals.items():
+            if len(signal) != total:
+                raise ValueError(f"{total} features need {total} rows of {name}, got {len(signal)}")
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, rows: Tensor) -> VisualTokens:
         """Return some of the tokens, as one image."""
-        hidden = None if self.hidden is None else self.hidden[rows]
-        return VisualTokens(self.features[rows], self.embeddings[rows], self.projector, self.positions[rows], hidden)
+        signals = {name: signal[rows] for name, signal in self.signals.items()}
+        return VisualTokens(
+            self.features[rows], self.embeddings[rows], self.projector, self.positions[rows], signals, self.context
+        )
 
 
 @dataclass(frozen=True)
@@ -115,11 +128,23 @@ class Selection:
         How many tokens there were.
     scores : Tensor of float32, (total,), optional
         What the pruner thought of each token, for pictures; not used to cut.
+    merged : Tensor, (k, d_text), optional
+        What the language model reads in place of the kept tokens' own embeddings, for methods that merge tokens.
+    into : Tensor of int64, (total,), optional
+        For each token the place in `index` of the kept token that holds it: its own place for a kept token, -1 for a
+        token that is dropped without trace. Needed with `merged`.
+
+    Raises
+    ------
+    ValueError
+        If the index is not ascending, or the other tensors do not fit it.
     """
 
     index: Tensor
     total: int
     scores: Tensor | None = None
+    merged: Tensor | None = None
+    into: Tensor | None = None
 
     def __post_init__(self) -> None:
         index = self.index
@@ -128,6 +153,15 @@ class Selection:
         ascending = bool((index[1:] > index[:-1]).all())
         if not ascending or int(index[0]) < 0 or int(index[-1]) >= self.total:
             raise ValueError(f"index must be ascending, unique and inside [0, {self.total})")
+        if self.merged is not None and (self.into is None or len(self.merged) != len(index)):
+            raise ValueError(f"merged needs {len(index)} rows, one for each kept token, and into")
+        if self.into is not None:
+            into = self.into
+            if into.shape != (self.total,) or into.dtype != torch.int64:
+                raise ValueError(f"into must be int64 ({self.total},), got {into.dtype} {tuple(into.shape)}")
+            own = torch.equal(into[index.to(into.device)].cpu(), torch.arange(len(index)))
+            if not own or not bool(((into >= -1) & (into < len(index))).all()):
+                raise ValueError("into must name a kept token's own place, another kept token's place or -1")
 
     def __len__(self) -> int:
         return len(self.index)
@@ -143,3 +177,8 @@ class Selection:
         mask = torch.zeros(self.total, dtype=torch.bool, device=self.index.device)
         mask[self.index] = True
         return mask
+
+    def cpu(self) -> Selection:
+        """Return it without the merged rows and on the CPU, as reports keep it."""
+        scores, into = (None if value is None else value.cpu() for value in (self.scores, self.into))
+        return Selection(self.index.cpu(), self.total, scores, None, into)

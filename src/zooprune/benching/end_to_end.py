@@ -12,12 +12,13 @@ import torch
 from zooprune.benching.measuring import compare
 from zooprune.benching.paper import AsPublished
 from zooprune.benching.shapes import shape_of
+from zooprune.costs import generation_flops
 from zooprune.families import find_family
-from zooprune.families.base import Encoded
-from zooprune.generation import Report, prune
-from zooprune.profiling import generation_flops
+from zooprune.generation import prune
 from zooprune.pruners import Pruner, ZooPrune
+from zooprune.reports import Report
 from zooprune.tokens import Budget, Selection, VisualTokens
+from zooprune.visuals import Encoded
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class FirstTokens(Pruner):
     name: ClassVar[str] = "first"
     source: ClassVar[str] = "none"
 
-    def select(self, tokens: VisualTokens) -> Selection:
+    def select(self, tokens: VisualTokens, keep: int) -> Selection:
         """Return the first tokens."""
-        return Selection(torch.arange(Budget(self.keep).count(len(tokens))), len(tokens))
+        return Selection(torch.arange(keep), len(tokens))
 
 
 def rows(

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from zooprune.evaluation.environment import describe
+from zooprune.environment import describe
 
 Providers = Mapping[str, Callable[[], object]]
 

@@ -8,9 +8,9 @@ import torch
 
 from zooprune.benching.measuring import peak_bytes
 from zooprune.benching.shapes import shape_of
-from zooprune.evaluation.environment import describe
+from zooprune.costs import kv_cache_bytes
+from zooprune.environment import describe
 from zooprune.generation import prune
-from zooprune.profiling import kv_cache_bytes
 from zooprune.pruners import ZooPrune
 from zooprune.tokens import Budget
 

@@ -13,8 +13,8 @@ from zooprune import sensitivity
 from zooprune.benching.measuring import compare
 from zooprune.benching.paper import finite_differences
 from zooprune.benching.shapes import shape_of
-from zooprune.jacobian import form_of, rank_correlation
 from zooprune.projectors import NormedMLP
+from zooprune.sensitivity.jacobian import form_of, rank_correlation
 
 #: Rank of the low-rank row.
 RANK = 64

@@ -23,8 +23,8 @@ try:
 except ImportError:
     raise ImportError("scipy is needed to calibrate; run: pip install 'zooprune[data]'") from None
 
+from zooprune.data.examples import Example
 from zooprune.encoding import remembering_encodings
-from zooprune.evaluation.examples import Example
 from zooprune.evaluation.metrics import normalise
 from zooprune.evaluation.runner import Setting, Subject, fingerprint
 from zooprune.plan import Plan

@@ -8,13 +8,13 @@ from typing import Any
 
 from PIL import Image
 
-from zooprune.asking import seen_images
-from zooprune.evaluation.examples import Example
+from zooprune.data.examples import Example
 from zooprune.evaluation.metrics import normalise
 from zooprune.evaluation.runner import Row, Setting, Subject
-from zooprune.generation import ImageReport
 from zooprune.picture import draw_kept
-from zooprune.pruners.registry import UNPRUNED
+from zooprune.prompting import seen_images
+from zooprune.pruners import UNPRUNED
+from zooprune.reports import ImageReport
 
 #: How many are shown of each method.
 PER_METHOD = 3
@@ -106,5 +106,5 @@ def draw_case(subject: Subject, case: Case) -> list[Image.Image]:
         f"{case.setting.label}, keep {case.setting.keep}: {case.after}"
     )
     seen = seen_images(subject.processor, inputs["pixel_values"], images)
-    label = "sensitivity" if case.setting.method in ("zoo", "sensitivity") else "score"
+    label = case.setting.pruner().scores_label
     return [draw_kept(image, group, caption, scores_label=label) for image, group in zip(seen, groups, strict=False)]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zooprune.evaluation.examples import Region
-from zooprune.generation import ImageReport
+from zooprune.data.examples import Region
+from zooprune.reports import ImageReport
 from zooprune.tokens import NEWLINE
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zooprune.pruners.registry import UNPRUNED
+from zooprune.pruners import UNPRUNED
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zooprune.data.examples import Example
 from zooprune.evaluation.cases import draw_case, worst_cases
-from zooprune.evaluation.examples import Example
 from zooprune.evaluation.page import page
 from zooprune.evaluation.report import digest, markdown
 from zooprune.evaluation.runner import Results, Setting, Subject

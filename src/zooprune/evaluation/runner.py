@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -11,37 +10,26 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
-from zooprune.asking import build_inputs
+from zooprune.costs import kv_cache_bytes, prefill_flops
+from zooprune.data.examples import Example
 from zooprune.encoding import remembering_encodings
-from zooprune.evaluation.environment import describe
+from zooprune.environment import describe
 from zooprune.evaluation.evidence import kept_regions
-from zooprune.evaluation.examples import Example
 from zooprune.evaluation.metrics import is_right
 from zooprune.files import write_text
-from zooprune.generation import Newlines, Positions, Report, Scope, prune
-from zooprune.profiling import kv_cache_bytes, prefill_flops
-from zooprune.pruners import Pruner, get_pruner, pruner_class
-from zooprune.pruners.registry import UNPRUNED
-from zooprune.tokens import Selection, VisualTokens
+from zooprune.generation import Session
+from zooprune.policy import Policy
+from zooprune.projectors import Sensitivity
+from zooprune.prompting import build_inputs
+from zooprune.pruners import UNPRUNED, Pruner, get_pruner
+from zooprune.reports import Report
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _KeepAll(Pruner):
-    """Every token, by the way that pruned ones go, so that the same clock stops the unpruned model."""
-
-    name: ClassVar[str] = UNPRUNED
-    source: ClassVar[str] = "the model as it is"
-
-    def select(self, tokens: VisualTokens) -> Selection:
-        """Return all tokens, without a score."""
-        return Selection(torch.arange(len(tokens), device=tokens.features.device), len(tokens))
 
 
 @dataclass(frozen=True)
@@ -58,8 +46,7 @@ class Setting:
         For methods that draw.
     options : dict
         Further fields of the method.
-    positions, scope, newlines : str
-        As `zooprune.prune` takes them.
+    policy : Policy
 
     Raises
     ------
@@ -71,9 +58,7 @@ class Setting:
     keep: int | float | None = None
     seed: int | None = None
     options: dict[str, Any] = field(default_factory=dict, hash=False)
-    positions: Positions = "auto"
-    scope: Scope = "image"
-    newlines: Newlines = "drop"
+    policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
         self.pruner()
@@ -81,7 +66,7 @@ class Setting:
     def pruner(self) -> Pruner:
         """Return the configured method."""
         if self.method == UNPRUNED:
-            return _KeepAll(keep=1.0)
+            return get_pruner(UNPRUNED)
         seed = {} if self.seed is None else {"seed": self.seed}
         if self.keep is None:
             raise ValueError(f"{self.method} needs a budget; give keep")
@@ -90,9 +75,7 @@ class Setting:
     @property
     def label(self) -> str:
         """The method's name, with whatever of it is not as usual."""
-        policies = {name: getattr(self, name) for name in ("positions", "scope", "newlines")}
-        usual = {f.name: f.default for f in dataclasses.fields(self)}
-        unusual = self.options | {name: value for name, value in policies.items() if value != usual[name]}
+        unusual = self.options | self.policy.unusual
         return self.method + (f"({', '.join(f'{name}={value}' for name, value in unusual.items())})" if unusual else "")
 
     @property
@@ -101,19 +84,25 @@ class Setting:
         return self.label, self.keep, self.seed
 
 
-def draws(method: str, **options: Any) -> bool:
-    """Return whether a method's choice depends on its seed."""
-    if "seed" not in {f.name for f in dataclasses.fields(pruner_class(method))}:
-        return False
-    return getattr(get_pruner(method, **options), "estimator", None) not in ("auto", "closed_form")
+def grid(
+    methods: Iterable[str],
+    keeps: Sequence[int | float],
+    seeds: Sequence[int] = (0,),
+    *,
+    sensitivity: Sensitivity = "closed form",
+) -> list[Setting]:
+    """Return the unpruned model and every method with every budget; seeds only for methods that draw.
 
-
-def grid(methods: Iterable[str], keeps: Sequence[int | float], seeds: Sequence[int] = (0,)) -> list[Setting]:
-    """Return the unpruned model and every method with every budget; seeds only for methods that draw."""
+    Parameters
+    ----------
+    methods, keeps, seeds : iterables
+    sensitivity : {"closed form", "sampled", "linear"}
+        How the sensitivity of the model's projector is found, from its family.
+    """
     settings = [Setting()]
     for method in dict.fromkeys(methods):
         if method != UNPRUNED:
-            mine = tuple(dict.fromkeys(seeds)) if draws(method) else (None,)
+            mine = tuple(dict.fromkeys(seeds)) if get_pruner(method).draws(sensitivity) else (None,)
             settings += [Setting(method, keep, seed) for keep in dict.fromkeys(keeps) for seed in mine]
     return settings
 
@@ -187,8 +176,7 @@ class Subject:
 
     def generate(self, inputs: Any, setting: Setting) -> tuple[list[str], Report, float]:
         """Return the replies, the session's report and the seconds it took."""
-        policies = {name: getattr(setting, name) for name in ("positions", "scope", "newlines")}
-        with torch.no_grad(), prune(self.model, setting.pruner(), **policies) as session:
+        with torch.no_grad(), Session(self.model, setting.pruner(), setting.policy) as session:
             self._wait()
             began = time.perf_counter()
             output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)

@@ -1,4 +1,4 @@
-"""Model families, one file each."""
+"""Model families, one file each. A family knows one kind of model, and no method."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 
 from transformers import PreTrainedModel
 
-from zooprune.families.base import Encoded, Family, Modality, Visual
+from zooprune.families.base import Family
 from zooprune.families.generic import Generic, find_projector
 
 
@@ -65,4 +65,4 @@ def find_family(model: PreTrainedModel) -> Family:
     return _GENERIC
 
 
-__all__ = ["FAMILIES", "Encoded", "Family", "Modality", "Visual", "find_family"]
+__all__ = ["FAMILIES", "Family", "find_family"]

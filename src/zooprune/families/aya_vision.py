@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from zooprune.families.base import Encoded, Family, Modality, runs, square_tiles, tiled_images
+from zooprune.families.base import Family
+from zooprune.families.tiling import pooled, runs, square_tiles, tiled_images
 from zooprune.projectors import GatedMLP
+from zooprune.signals import TowerSignal
+from zooprune.visuals import Encoded, Modality
 
 
 class AyaVision(Family):
@@ -30,13 +33,17 @@ class AyaVision(Family):
         norm = getattr(projector, "layernorm", None) or nn.Identity()
         return GatedMLP(norm, projector.linear_1, projector.act, projector.linear_2)
 
-    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(
+        self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
+    ) -> Encoded:
         """Encode all tiles."""
         projector = model.model.multi_modal_projector
         # The first layer after the shuffle reads what the projector makes tokens of.
         first = getattr(projector, "layernorm", None) or projector.linear_1
-        output, read = self.run(model, modality, inputs, first)
-        tiles = square_tiles(read, output.pooler_output, self.token_wise(projector))
+        output, seen, patches = self.forward(model, modality, inputs, {"projector": first}, signals)
+        embeddings = output.pooler_output
+        given = pooled(patches, embeddings.shape[1])
+        tiles = square_tiles(seen["projector"].read, embeddings, self.token_wise(projector), given)
         prompts = runs(self.slots(model, modality, inputs["input_ids"]))
         return Encoded(tiled_images(tiles, [slots for prompt in prompts for slots in _images(prompt)]), output)
 

@@ -1,98 +1,22 @@
-"""What a model family has to say: how its images are encoded and which prompt slots they fill."""
+"""What a model family has to say: how its images are encoded and which prompt slots they fill.
+
+A family knows one kind of model. It never learns which method prunes.
+"""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate, groupby, pairwise
-from typing import Any, ClassVar, Literal
-from weakref import WeakKeyDictionary
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
 
-from zooprune.tokens import VisualTokens
-
-PositionPolicy = Literal["contiguous", "original"]
-#: What a caller may ask for; "auto" is the family's own policy.
-Positions = Literal["auto", "contiguous", "original"]
-Modality = Literal["image", "video"]
-
-
-@dataclass(frozen=True)
-class Visual:
-    """One image or video and the prompt slots it fills.
-
-    Parameters
-    ----------
-    tokens : VisualTokens
-    length : int
-        Slots it fills, separators included.
-    places : Tensor of int64, (N,)
-        Which of these slots each token fills, ascending; the others hold separators, such as LLaVA-NeXT's newlines. On
-        the CPU, like all that is about prompts.
-    breaks : Tensor of int64, (N,)
-        The slot of the separator that ends a token's row, -1 where there is none. On the CPU.
-    """
-
-    tokens: VisualTokens
-    length: int
-    places: Tensor
-    breaks: Tensor
-
-    @classmethod
-    def plain(cls, tokens: VisualTokens) -> Visual:
-        """Return an image that has no separators."""
-        places = torch.arange(len(tokens))
-        return cls(tokens, len(tokens), places, torch.full_like(places, -1))
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """The images, or the videos, of a batch.
-
-    Parameters
-    ----------
-    visuals : list of Visual
-        In the order in which they appear in the prompts, row by row.
-    output : ModelOutput
-        What the model's own encoder returned: rows of features in `pooler_output`, and with some models more rows for
-        deeper layers in `deepstack_features`.
-    """
-
-    visuals: list[Visual]
-    output: Any
-
-    def cut(self, kept: Tensor, prompts: list[int]) -> ModelOutput:
-        """Return the encoder's output with some rows left out, in the containers that the model expects.
-
-        Parameters
-        ----------
-        kept : Tensor of bool, (rows,)
-            Over all rows of all images.
-        prompts : list of int
-            How many rows are kept for each prompt that has images.
-        """
-        fields = {"pooler_output": _cut_rows(self.output.pooler_output, kept, prompts)}
-        deeper = getattr(self.output, "deepstack_features", None)
-        if deeper is not None:
-            fields["deepstack_features"] = [_cut_rows(rows, kept, prompts) for rows in deeper]
-        return type(self.output)(**fields)
-
-
-def _cut_rows(rows: Any, kept: Tensor, prompts: list[int]) -> Any:
-    if bool(kept.all()):
-        return rows
-    flat = [one.flatten(0, -2) for one in rows]
-    if not isinstance(rows, Tensor):
-        return [one[mine] for one, mine in zip(flat, kept.split([len(one) for one in flat]), strict=True)]
-    # These models read one tensor; prompts that keep different numbers of rows share its first place.
-    places = len(prompts) if len(set(prompts)) == 1 else 1
-    return torch.cat(flat)[kept].unflatten(0, (places, -1))
+from zooprune.compaction import Prompt
+from zooprune.families.reading import Change, Seen, lasting, reading, run
+from zooprune.policy import PositionPolicy
+from zooprune.projectors import Sensitivity
+from zooprune.signals import TowerSignal
+from zooprune.visuals import Encoded, Modality
 
 
 class Family(ABC):
@@ -106,7 +30,7 @@ class Family(ABC):
     #: Names that people know these models by.
     title: ClassVar[str]
     #: How ``estimator="auto"`` finds the sensitivity of these projectors; a linear one tells no tokens apart.
-    sensitivity: ClassVar[Literal["closed form", "sampled", "linear"]] = "closed form"
+    sensitivity: ClassVar[Sensitivity] = "closed form"
     #: What is particular about their prompts, in the words of the table of models.
     traits: ClassVar[tuple[str, ...]] = ()
     #: What ``positions="auto"`` means for these models.
@@ -119,17 +43,42 @@ class Family(ABC):
     per_token: ClassVar[tuple[str, ...]] = ()
     #: Arguments that only serve to work out positions, which are given instead.
     consumed: ClassVar[tuple[str, ...]] = ()
+    #: Where the modules of the vision tower are, from ``model.model``.
+    tower: ClassVar[str] = "vision_tower"
+    #: Whether signals of the tower can be given, token by token.
+    gives_tower_signals: ClassVar[bool] = True
+    #: Whether a conversation can go on from the cache of its beginning: not where all of a prompt sees all of it.
+    continues: ClassVar[bool] = True
     #: The number that the model's bare forward pass gives the first token.
     first_position: ClassVar[int] = 0
 
     @abstractmethod
-    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
-        """Encode the images or the videos among `inputs` with the model's own tower and projector."""
+    def encode(
+        self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
+    ) -> Encoded:
+        """Encode the images or the videos among `inputs` with the model's own tower and projector.
+
+        Parameters
+        ----------
+        model : PreTrainedModel
+        modality : {"image", "video"}
+        inputs : mapping
+            What the caller passed to the model.
+        signals : sequence of TowerSignal
+            What else to give of each token, all from the same forward pass.
+        """
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What the family takes."""
+        return ("image", "video") if self.video_arguments else ("image",)
+
+    def count_on(self, model: Any, prompt: Prompt) -> None:  # noqa: B027 - most models need not be told
+        """Tell a model that counts positions itself where to go on after a bare forward pass over a cut prompt."""
 
     def present(self, inputs: Mapping[str, Any]) -> list[Modality]:
         """Return what there is among `inputs`."""
-        modalities: tuple[Modality, ...] = ("image", "video")
-        return [one for one in modalities if any(inputs.get(name) is not None for name in self.arguments(one)[:1])]
+        return [one for one in self.modalities if inputs.get(self.arguments(one)[0]) is not None]
 
     def arguments(self, modality: Modality) -> tuple[str, ...]:
         """Return what `encode` consumes for one modality."""
@@ -150,146 +99,75 @@ class Family(ABC):
         """
         return None
 
-    def run(
-        self, model: Any, modality: Modality, inputs: Mapping[str, Any], module: nn.Module, **hook: Any
-    ) -> tuple[Any, Tensor]:
-        """Encode, and return the encoder's output and what `module` read on the way."""
-        read: list[Tensor] = []
-        handle = module.register_forward_hook(lambda _module, args, _output: read.append(args[0].detach()))
-        given = {name: inputs[name] for name in self.arguments(modality) if inputs.get(name) is not None}
-        try:
-            output = getattr(model.model, f"get_{modality}_features")(**given, return_dict=True)
-        finally:
-            handle.remove()
-        return output, torch.cat([rows.flatten(0, -2) for rows in read])
+    def forward(
+        self,
+        model: Any,
+        modality: Modality,
+        inputs: Mapping[str, Any],
+        modules: Mapping[str, nn.Module],
+        signals: Sequence[TowerSignal] = (),
+        *,
+        methods: Mapping[str, tuple[Any, str]] | None = None,
+        change: Mapping[str, Change] | None = None,
+    ) -> tuple[Any, dict[str, Seen], dict[str, Tensor]]:
+        """Encode once, and return the encoder's output, what passed through `modules`, and signals of the tower.
 
-    @contextmanager
-    def noting(self, module: nn.Module) -> Iterator[list[Tensor]]:
-        """Collect what a module gives while the block runs, as rows."""
-        given: list[Tensor] = []
-        handle = module.register_forward_hook(lambda _module, _args, out: given.append(out.detach().flatten(0, -2)))
-        try:
-            yield given
-        finally:
-            handle.remove()
+        Parameters
+        ----------
+        model, modality, inputs, signals
+            As for `encode`.
+        modules, methods, change : mapping
+            See `zooprune.families.reading.reading`.
+
+        Returns
+        -------
+        output : ModelOutput
+        seen : dict of str to Seen
+        patches : dict of str to Tensor, (sequences, patches, channels)
+            The signals in the tower's own order.
+        """
+        given = {name: inputs[name] for name in self.arguments(modality) if inputs.get(name) is not None}
+        layers = {f"layer {signal.layer}": signal.layer for signal in signals}
+        attentions = {name: self.attentions(model)[self.layer(model, number)] for name, number in layers.items()}
+        with reading(model, modules, attentions=attentions, methods=methods, change=change) as seen:
+            features = getattr(model.model, f"get_{modality}_features")
+            output = run(model, lambda: features(**given, return_dict=True), seen)
+        class_token = bool(signals) and self.class_token(model)
+        patches = {s.name: s.patches(seen[f"layer {s.layer}"], class_token=class_token) for s in signals}
+        return output, seen, patches
+
+    def attentions(self, model: Any) -> list[nn.Module]:
+        """Return the attention modules of the vision tower, by layer."""
+        tower = model.model.get_submodule(self.tower)
+        return [
+            module
+            for module in tower.modules()
+            if type(module).__name__.endswith("Attention") and hasattr(module, "config")
+        ]
+
+    def class_token(self, model: Any) -> bool:
+        """Return whether the tower puts a class token in front of the patches."""
+        names = [name.rpartition(".")[2] for name, _ in model.model.get_submodule(self.tower).named_parameters()]
+        return "class_embedding" in names or "cls_token" in names
+
+    def layer(self, model: Any, number: int | None) -> int:
+        """Return which layer of the tower a number means; None is the one whose output the projector reads."""
+        total = len(self.attentions(model))
+        if number is None:
+            # As for `hidden_states`, of which the first is what the first layer reads.
+            read = getattr(model.config, "vision_feature_layer", None)
+            read = -1 if read is None else read[-1] if isinstance(read, Sequence) else read
+            number = read if read < 0 else read - 1
+        if not -total <= number < total:
+            raise ValueError(f"{type(model).__name__} has no layer {number}; its tower has {total}")
+        return number % total
 
     def tail(self, projector: Any) -> nn.Module:
         """Return the part of the projector that works token by token, after any shuffling or pooling."""
-        return projector
+        module: nn.Module = projector
+        return module
 
     def token_wise(self, projector: nn.Module) -> nn.Module:
-        """Return `tail`, the same object for as long as the projector lives.
-
-        What is worked out about it, such as the closed form of its sensitivity, is kept with it.
-        """
-        if projector not in _tails:
-            tail = self.tail(projector)
-            if tail is projector:
-                return projector
-            _tails[projector] = tail
-        return _tails[projector]
-
-
-_tails: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
-
-
-def grid_positions(rows: int, columns: int, *, frames: int = 1, tile: int = 0, device: torch.device) -> Tensor:
-    """Return frame, tile, row and column of a raster of tokens, (frames * rows * columns, 4)."""
-    lines = [torch.arange(length, device=device) for length in (frames, rows, columns)]
-    frame, row, column = torch.cartesian_prod(*lines).unbind(-1)
-    return torch.stack([frame, torch.full_like(frame, tile), row, column], dim=-1)
-
-
-def square_tiles(
-    features: Tensor, embeddings: Tensor, projector: Any, hidden: Tensor | None = None
-) -> list[VisualTokens]:
-    """Return a VisualTokens for each tile of a tower whose tiles are square.
-
-    Parameters
-    ----------
-    features : Tensor, (tiles * N, d_vision)
-    embeddings : Tensor, (tiles, N, d_text)
-    projector : callable
-    hidden : Tensor, (tiles * N, d_hidden), optional
-    """
-    total = embeddings.shape[1]
-    side = math.isqrt(total)
-    positions = grid_positions(side, side, device=embeddings.device)
-    given = [None] * len(embeddings) if hidden is None else hidden.split(total)
-    return [
-        VisualTokens(x, z, projector, positions, h)
-        for x, z, h in zip(features.split(total), embeddings, given, strict=True)
-    ]
-
-
-def runs(slots: Tensor) -> list[list[range]]:
-    """Return, for every prompt, the runs of slots that follow each other without a break.
-
-    Parameters
-    ----------
-    slots : Tensor of bool, (B, L)
-    """
-    prompts = []
-    for row in slots.tolist():
-        stretches = [list(run) for _, run in groupby(range(len(row)), key=row.__getitem__)]
-        prompts.append([range(run[0], run[-1] + 1) for run in stretches if row[run[0]]])
-    return prompts
-
-
-def tiled_images(tiles: list[VisualTokens], slots: list[int]) -> list[Visual]:
-    """Join tiles to images, numbered by tile.
-
-    Parameters
-    ----------
-    tiles : list of VisualTokens
-        All of one size.
-    slots : list of int
-        How many slots each image fills.
-
-    Raises
-    ------
-    ValueError
-        If an image is not a whole number of tiles, or there are more or fewer tiles than slots for them.
-    """
-    size = len(tiles[0])
-    if any(count % size for count in slots) or sum(slots) != size * len(tiles):
-        found = ", ".join(map(str, slots)) or "no"
-        raise ValueError(
-            f"the prompts have images of {found} placeholders, which {len(tiles)} tiles of {size} do not fill; "
-            "pass the ids and pixels of the same processor call"
-        )
-    bounds = accumulate((count // size for count in slots), initial=0)
-    return [Visual.plain(joined(tiles[start:end], axis=1)) for start, end in pairwise(bounds)]
-
-
-def joined(group: list[VisualTokens], axis: int) -> VisualTokens:
-    """Return several as one, numbered on by frame (axis 0) or by tile (axis 1)."""
-    if len(group) == 1:
-        return group[0]
-    positions, used = [], 0
-    for tokens in group:
-        mine = tokens.positions.clone()
-        mine[:, axis] += used
-        used = int(mine[:, axis].max()) + 1
-        positions.append(mine)
-    return VisualTokens(
-        torch.cat([tokens.features for tokens in group]),
-        torch.cat([tokens.embeddings for tokens in group]),
-        group[0].projector,
-        torch.cat(positions),
-        None
-        if group[0].hidden is None
-        else torch.cat([tokens.hidden for tokens in group if tokens.hidden is not None]),
-    )
-
-
-def joined_visuals(group: list[Visual]) -> Visual:
-    """Return all images of one prompt as one."""
-    if len(group) == 1:
-        return group[0]
-    places, breaks, used = [], [], 0
-    for visual in group:
-        places.append(visual.places + used)
-        breaks.append(torch.where(visual.breaks < 0, visual.breaks, visual.breaks + used))
-        used += visual.length
-    return Visual(joined([visual.tokens for visual in group], axis=0), used, torch.cat(places), torch.cat(breaks))
+        """Return `tail`, the same object for as long as it is made of the same layers."""
+        tail = self.tail(projector)
+        return projector if tail is projector else lasting(projector, tail)

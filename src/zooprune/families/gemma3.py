@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from zooprune.families.base import Encoded, Family, Modality, Visual, square_tiles
+from zooprune.families.base import Family
+from zooprune.families.tiling import pooled, square_tiles
 from zooprune.projectors import NormedLinear
+from zooprune.signals import TowerSignal
+from zooprune.visuals import Encoded, Modality, Visual
 
 
 class Gemma3(Family):
@@ -25,9 +28,15 @@ class Gemma3(Family):
         """Return what follows the pooling."""
         return NormedLinear(projector.mm_soft_emb_norm, projector.mm_input_projection_weight)
 
-    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(
+        self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
+    ) -> Encoded:
         """Encode the images; a crop of pan-and-scan counts as an image of its own."""
         projector = model.model.multi_modal_projector
-        output, read = self.run(model, modality, inputs, projector.mm_soft_emb_norm)
-        images = square_tiles(read, output.pooler_output, self.token_wise(projector))
+        output, seen, patches = self.forward(
+            model, modality, inputs, {"projector": projector.mm_soft_emb_norm}, signals
+        )
+        embeddings = output.pooler_output
+        given = pooled(patches, embeddings.shape[1])
+        images = square_tiles(seen["projector"].read, embeddings, self.token_wise(projector), given)
         return Encoded([Visual.plain(image) for image in images], output)

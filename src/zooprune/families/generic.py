@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from zooprune.families.base import Encoded, Family, Modality, Visual
+from zooprune.families.base import Family
+from zooprune.signals import TowerSignal
 from zooprune.tokens import NEWLINE, VisualTokens
+from zooprune.visuals import Encoded, Modality, Visual
 
 #: Where transformers' models keep their projectors.
 PROJECTORS = ("multi_modal_projector", "connector", "aligner", "visual.merger", "vision_projector", "projector")
@@ -25,13 +27,17 @@ class Generic(Family):
     architectures = ()
     title = "any other with a token-wise projector"
     sensitivity = "sampled"
+    gives_tower_signals = False
     image_arguments = ("pixel_values", "image_sizes", "pixel_attention_mask")
 
-    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(
+        self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
+    ) -> Encoded:
         """Encode the images, and refuse if the projector turns out not to work token by token."""
         projector = find_projector(model)
         assert projector is not None
-        output, read = self.run(model, modality, inputs, projector)
+        output, seen, _ = self.forward(model, modality, inputs, {"projector": projector})
+        read = seen["projector"].read
         images = list(output.pooler_output)
         if sum(len(image) for image in images) != len(read):
             raise ValueError(

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from zooprune.families.base import Modality
 from zooprune.families.qwen_vl import Qwen2VL
+from zooprune.visuals import Modality
 
 
 class Glm4v(Qwen2VL):

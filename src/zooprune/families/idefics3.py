@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from zooprune.families.base import Encoded, Family, Modality, runs, square_tiles, tiled_images
+from zooprune.families.base import Family
+from zooprune.families.tiling import pooled, runs, square_tiles, tiled_images
+from zooprune.signals import TowerSignal
+from zooprune.visuals import Encoded, Modality
 
 
 class Idefics3(Family):
@@ -24,21 +27,25 @@ class Idefics3(Family):
     title = "Idefics3, SmolVLM, SmolVLM2"
     sensitivity = "linear"
     traits = ("tiles",)
+    tower = "vision_model"
     image_arguments = ("pixel_values", "pixel_attention_mask")
 
     def tail(self, projector: Any) -> nn.Module:
         """Return what follows the shuffle."""
         return projector.modality_projection
 
-    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(
+        self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
+    ) -> Encoded:
         """Encode all tiles."""
         connector = model.model.connector
-        output, read = self.run(model, modality, inputs, connector.modality_projection)
+        modules = {"projector": connector.modality_projection}
+        output, seen, patches = self.forward(model, modality, inputs, modules, signals)
         # The model hands back one piece per prompt, however many tiles it has.
         side = model.config.vision_config.image_size // model.config.vision_config.patch_size
         total = (side // connector.scale_factor) ** 2
         embeddings = torch.cat(list(output.pooler_output)).unflatten(0, (-1, total))
-        tiles = square_tiles(read, embeddings, self.token_wise(connector))
+        tiles = square_tiles(seen["projector"].read, embeddings, self.token_wise(connector), pooled(patches, total))
         ids = inputs["input_ids"]
         prompts = zip(ids.tolist(), runs(self.slots(model, modality, ids)), strict=True)
         return Encoded(tiled_images(tiles, [slots for row, found in prompts for slots in _images(row, found)]), output)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
-from zooprune.families.base import Encoded, Family, Modality, runs, square_tiles, tiled_images
+from zooprune.families.base import Family
+from zooprune.families.tiling import pooled, runs, square_tiles, tiled_images
 from zooprune.projectors import NormedMLP
+from zooprune.signals import TowerSignal
+from zooprune.visuals import Encoded, Modality
 
 
 class InternVL(Family):
@@ -24,11 +26,15 @@ class InternVL(Family):
         """Return the projector as norm, layer, activation, layer."""
         return NormedMLP(projector.layer_norm, projector.linear_1, projector.act, projector.linear_2)
 
-    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(
+        self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
+    ) -> Encoded:
         """Encode all tiles; those whose placeholders follow each other without a break are one image."""
         projector = model.model.multi_modal_projector
-        with self.noting(projector.linear_1) as first:
-            output, read = self.run(model, modality, inputs, projector)
-        tiles = square_tiles(read, output.pooler_output, self.token_wise(projector), torch.cat(first))
+        modules = {"projector": projector, "first layer": projector.linear_1}
+        output, seen, patches = self.forward(model, modality, inputs, modules, signals)
+        embeddings = output.pooler_output
+        given = {"first_layer": seen["first layer"].gave} | pooled(patches, embeddings.shape[1])
+        tiles = square_tiles(seen["projector"].read, embeddings, self.token_wise(projector), given)
         prompts = runs(self.slots(model, modality, inputs["input_ids"]))
         return Encoded(tiled_images(tiles, [len(run) for prompt in prompts for run in prompt]), output)

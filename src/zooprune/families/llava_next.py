@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from zooprune.families.base import Encoded, Family, Modality, Visual, grid_positions
+from zooprune.families.base import Family
+from zooprune.families.tiling import grid_positions
+from zooprune.signals import TowerSignal
 from zooprune.tokens import VisualTokens
+from zooprune.visuals import Encoded, Modality, Visual
 
 
 class LlavaNext(Family):
@@ -22,45 +25,49 @@ class LlavaNext(Family):
         "pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy",
     )  # fmt: skip
 
-    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(
+        self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
+    ) -> Encoded:
         """Encode the tiles, and send what the projector read through the packing that its output went through."""
         inner = model.model
         projector = inner.multi_modal_projector
-        calls: list[tuple[list[int], tuple[Any, ...], dict[str, Any]]] = []
-        pack = inner.pack_image_features
-
-        def noting(image_features: list[Tensor], *args: Any, **kwargs: Any) -> Any:
-            calls.append(([len(tiles) for tiles in image_features], args, kwargs))
-            return pack(image_features, *args, **kwargs)
-
-        inner.pack_image_features = noting
-        try:
-            with self.noting(projector.linear_1) as first:
-                output, read = self.run(model, modality, inputs, projector)
-        finally:
-            del inner.pack_image_features
-        ((counts, args, kwargs),) = calls
+        output, seen, patches = self.forward(
+            model, modality, inputs, {"projector": projector, "first layer": projector.linear_1}, signals,
+            methods={"packing": (inner, "pack_image_features")},
+        )  # fmt: skip
+        (((packs, *args), kwargs),) = seen["packing"].calls
+        counts = [len(tiles) for tiles in packs]
         # Sizes are read one by one, for which the host would have to wait for the device each time.
-        args = tuple(value.cpu() if isinstance(value, Tensor) else value for value in args)
+        args = [value.cpu() if isinstance(value, Tensor) else value for value in args]
 
-        def packed(tiles: list[Tensor], newline: float) -> list[Tensor]:
-            mark = torch.full_like(tiles[0][0, 0], newline)
-            return pack(tiles, *args, **{**kwargs, "image_newline": mark})[0]
+        def packed(tiles: Tensor, newline: float) -> list[Tensor]:
+            mark = torch.full_like(tiles[0, 0], newline)
+            rows: list[Tensor] = inner.pack_image_features(
+                list(tiles.split(counts)), *args, **{**kwargs, "image_newline": mark}
+            )[0]
+            return rows
 
-        tiles = read.unflatten(0, (sum(counts), -1))
+        tiles = seen["projector"].read.unflatten(0, (sum(counts), -1))
         side = round(tiles.shape[1] ** 0.5)
-        features = packed(list(tiles.split(counts)), 0.0)
-        hidden = packed(list(torch.cat(first).unflatten(0, (sum(counts), -1)).split(counts)), 0.0)
+        features = packed(tiles, 0.0)
+        rows = {"first_layer": seen["first layer"].gave.unflatten(0, (sum(counts), -1))}
+        given = {name: packed(values, 0.0) for name, values in (rows | patches).items()}
         grids = [
-            torch.stack([grid_positions(side, side, tile=tile, device=read.device) for tile in range(count)])
-            for count in counts
+            grid_positions(side, side, tile=tile, device=tiles.device) for count in counts for tile in range(count)
         ]
         # A newline is told apart by a tile number that cannot be.
-        positions = packed([grid.float() for grid in grids], -1.0)
+        positions = packed(torch.stack(grids).float(), -1.0)
         tail = self.token_wise(projector)
         visuals = [
-            unpacked(VisualTokens(x, z, tail, place.round().long(), h), several=count > 1)
-            for x, z, place, h, count in zip(features, output.pooler_output, positions, hidden, counts, strict=True)
+            unpacked(
+                VisualTokens(
+                    x, z, tail, place.round().long(), {name: values[number] for name, values in given.items()}
+                ),
+                several=count > 1,
+            )
+            for number, (x, z, place, count) in enumerate(
+                zip(features, output.pooler_output, positions, counts, strict=True)
+            )
         ]
         return Encoded(visuals, output)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zooprune.families.base import Encoded, Family, Modality, Visual, grid_positions
+from zooprune.families.base import Family
+from zooprune.families.tiling import grid_positions
 from zooprune.projectors import NormedMLP
+from zooprune.signals import TowerSignal
 from zooprune.tokens import VisualTokens
+from zooprune.visuals import Encoded, Modality, Visual
 
 
 class Mistral3(Family):
@@ -27,22 +30,32 @@ class Mistral3(Family):
         blocks = projector.patch_merger.spatial_merge_size**2
         return NormedMLP(projector.norm, first, projector.act, projector.linear_2, blocks)
 
-    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(
+        self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
+    ) -> Encoded:
         """Encode the images; a token's features are those of its four patches before the norm."""
         projector = model.model.multi_modal_projector
-        output, read = self.run(model, modality, inputs, projector)
+        output, seen, signalled = self.forward(model, modality, inputs, {"projector": projector}, signals)
         merge = projector.patch_merger.spatial_merge_size
         grids = (torch.as_tensor(inputs["image_sizes"]).cpu() // projector.patch_merger.patch_size).tolist()
         tail = self.token_wise(projector)
         visuals = []
-        patches = read.split([rows * columns for rows, columns in grids])
-        for x, z, (rows, columns) in zip(patches, output.pooler_output, grids, strict=True):
-            # A last row or column that fills no block is left out, as the model does.
-            blocks = x.view(rows, columns, -1)[: rows // merge * merge, : columns // merge * merge]
-            blocks = blocks.unflatten(1, (-1, merge)).unflatten(0, (-1, merge)).transpose(1, 2)
-            positions = grid_positions(rows // merge, columns // merge, device=z.device)
-            visuals.append(Visual.plain(VisualTokens(blocks.flatten(2).flatten(0, 1), z, tail, positions)))
+        sizes = [rows * columns for rows, columns in grids]
+        patches = seen["projector"].read.split(sizes)
+        given = {name: values.flatten(0, 1).split(sizes) for name, values in signalled.items()}
+        for number, (x, z, grid) in enumerate(zip(patches, output.pooler_output, grids, strict=True)):
+            means = {name: _blocks(values[number], grid, merge).mean(1) for name, values in given.items()}
+            positions = grid_positions(grid[0] // merge, grid[1] // merge, device=z.device)
+            visuals.append(Visual.plain(VisualTokens(_blocks(x, grid, merge).flatten(1), z, tail, positions, means)))
         return Encoded(visuals, output)
+
+
+def _blocks(patches: Tensor, grid: tuple[int, int], merge: int) -> Tensor:
+    """Return the patches of each token, (tokens, merge * merge, d)."""
+    # A last row or column that fills no block is left out, as the model does.
+    rows, columns = grid
+    whole = patches.view(rows, columns, -1)[: rows // merge * merge, : columns // merge * merge]
+    return whole.unflatten(1, (-1, merge)).unflatten(0, (-1, merge)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
 class MergingLinear(nn.Module):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zooprune.families.base import Encoded, Family, Modality, Visual, square_tiles
+from zooprune.families.base import Family
+from zooprune.families.tiling import pooled, square_tiles
+from zooprune.signals import TowerSignal
+from zooprune.visuals import Encoded, Modality, Visual
 
 
 class PaliGemma(Family):
@@ -18,10 +21,14 @@ class PaliGemma(Family):
     image_arguments = ("pixel_values",)
     per_token = ("token_type_ids",)
     first_position = 1
+    continues = False
 
-    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(
+        self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
+    ) -> Encoded:
         """Encode the images."""
         projector = model.model.multi_modal_projector
-        output, read = self.run(model, modality, inputs, projector)
-        images = square_tiles(read, output.pooler_output, projector)
+        output, seen, patches = self.forward(model, modality, inputs, {"projector": projector}, signals)
+        embeddings = output.pooler_output
+        images = square_tiles(seen["projector"].read, embeddings, projector, pooled(patches, embeddings.shape[1]))
         return Encoded([Visual.plain(image) for image in images], output)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from zooprune.families.base import Encoded, Family, Modality, Visual, grid_positions
+from zooprune.compaction import Prompt
+from zooprune.families.base import Family
+from zooprune.families.tiling import grid_positions
 from zooprune.projectors import NormedMLP
+from zooprune.signals import TowerSignal
 from zooprune.tokens import VisualTokens
+from zooprune.visuals import Encoded, Modality, Visual
 
 _DIGITS, _BASE = 4, 128
 
@@ -22,6 +26,7 @@ class Qwen2VL(Family):
     title = "Qwen2-VL, Qwen2.5-VL"
     traits: ClassVar[tuple[str, ...]] = ("any size", "M-RoPE")
     positions = "original"
+    tower = "visual"
     image_arguments = ("pixel_values", "image_grid_thw")
     video_arguments: ClassVar[tuple[str, ...]] = ("pixel_values_videos", "video_grid_thw")
     consumed = ("mm_token_type_ids", "second_per_grid_ts")
@@ -32,28 +37,37 @@ class Qwen2VL(Family):
         blocks = first.in_features // projector.ln_q.weight.shape[0]
         return NormedMLP(projector.ln_q, first, activation, second, blocks)
 
-    def encode(self, model: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(
+        self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
+    ) -> Encoded:
         """Encode; the merger may run in another order than the one its output comes in, and is followed there."""
         merger = model.model.visual.merger
         tail = self.token_wise(merger)
         # Numbers written beside the merger's output go wherever it goes.
-        handle = merger.register_forward_hook(lambda _module, _args, out: torch.cat([out, _numbers(out)], dim=-1))
-        try:
-            output, read = self.run(model, modality, inputs, merger)
-        finally:
-            handle.remove()
+        output, seen, patches = self.forward(
+            model, modality, inputs, {"projector": merger}, signals,
+            change={"projector": lambda out: torch.cat([out, _numbers(out)], dim=-1)},
+        )  # fmt: skip
         width = output.pooler_output[0].shape[-1] - _DIGITS
         order = torch.cat([rows[:, width:] for rows in output.pooler_output])
         output.pooler_output = [rows[:, :width] for rows in output.pooler_output]
-        features = read.view(len(order), -1)[_read_numbers(order)]
+        numbers = _read_numbers(order)
+        features = seen["projector"].read.view(len(order), -1)[numbers]
+        # Patches go through the tower in the order of the merger, those of a token one after the other.
+        means = {
+            name: values.reshape(len(order), -1, values.shape[-1]).mean(1)[numbers] for name, values in patches.items()
+        }
         merge = model.model.visual.spatial_merge_size
         grids = inputs[self.arguments(modality)[1]].tolist()
         visuals = []
-        for x, z, (frames, rows, columns) in zip(
-            features.split([len(rows) for rows in output.pooler_output]), output.pooler_output, grids, strict=True
+        lengths = [len(rows) for rows in output.pooler_output]
+        given = {name: values.split(lengths) for name, values in means.items()}
+        for number, (x, z, (frames, rows, columns)) in enumerate(
+            zip(features.split(lengths), output.pooler_output, grids, strict=True)
         ):
             positions = grid_positions(rows // merge, columns // merge, frames=frames, device=z.device)
-            visuals.append(Visual.plain(VisualTokens(x, z, tail, positions)))
+            mine = {name: values[number] for name, values in given.items()}
+            visuals.append(Visual.plain(VisualTokens(x, z, tail, positions, mine)))
         return Encoded(visuals, output)
 
     def axes(self, model: Any, inputs: Mapping[str, Any], attention_mask: Tensor) -> Tensor | None:
@@ -66,6 +80,11 @@ class Qwen2VL(Family):
         given = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in given.items()}
         positions, _ = model.model.get_rope_index(inputs["input_ids"].cpu(), attention_mask=attention_mask, **given)
         return positions
+
+    def count_on(self, model: Any, prompt: Prompt) -> None:
+        """Set how far positions are ahead of the number of tokens."""
+        last = prompt.position_ids[1:, :, -1].amax(0)
+        model.model.rope_deltas = (last - prompt.attention_mask.sum(1) + 1)[:, None]
 
 
 class Qwen3VL(Qwen2VL):

@@ -21,7 +21,7 @@ from loguru import logger
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from zooprune.integrations.answering import Answerer
+from zooprune.answering import Answerer
 
 #: Options that mean something only while drawing.
 _SAMPLING = ("top_p", "top_k", "min_p", "typical_p")
@@ -44,7 +44,7 @@ class ZooPruneLmm(lmms):
         "auto", "cpu", "cuda:1", ...; every process of `accelerate launch` takes its own.
     **options
         `method`, `keep`, `positions`, `scope`, `newlines`, `dtype` and fields of the method, all as in
-        `zooprune.integrations.answering.Answerer`.
+        `zooprune.answering.Answerer`.
 
     Raises
     ------

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmeval.vlm.base import BaseModel
 
-from zooprune.integrations.answering import MAX_NEW_TOKENS, Answerer
+from zooprune.answering import MAX_NEW_TOKENS, Answerer
 
 
 class ZooPruneVLM(BaseModel):
@@ -27,7 +27,7 @@ class ZooPruneVLM(BaseModel):
         VLMEvalKit gives this to every model whose key there holds a name such as "Qwen2.5-VL". Must be False.
     **options
         `method`, `keep`, `positions`, `scope`, `newlines`, `dtype`, `device` and fields of the method, all as in
-        `zooprune.integrations.answering.Answerer`.
+        `zooprune.answering.Answerer`.
 
     Raises
     ------

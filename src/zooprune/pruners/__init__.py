@@ -1,23 +1,26 @@
-"""Pruning methods, one file each."""
+"""Pruning methods, one file each: a file in this folder is found and registered by itself.
+
+A method chooses among the tokens of one image. It knows nothing of models, prompts, caches or files.
+"""
+
+import inspect
+import pkgutil
+from importlib import import_module
 
 from zooprune.pruners.base import Pruner
-from zooprune.pruners.diversity import DiversityOnly
-from zooprune.pruners.random import RandomPrune
 from zooprune.pruners.registry import get_pruner, list_pruners, pruner_class, register
-from zooprune.pruners.sensitivity import SensitivityOnly
-from zooprune.pruners.zoo import ZooPrune
 
-for _method in (ZooPrune, SensitivityOnly, DiversityOnly, RandomPrune):
-    register(_method)
+for _module in pkgutil.iter_modules(__path__):
+    _name = f"{__name__}.{_module.name}"
+    for _member in list(vars(import_module(_name)).values()):
+        _own = inspect.isclass(_member) and issubclass(_member, Pruner) and _member.__module__ == _name
+        if _own and _member is not Pruner:
+            register(_member)
 
-__all__ = [
-    "DiversityOnly",
-    "Pruner",
-    "RandomPrune",
-    "SensitivityOnly",
-    "ZooPrune",
-    "get_pruner",
-    "list_pruners",
-    "pruner_class",
-    "register",
-]
+from zooprune.pruners.none import KeepAll  # noqa: E402
+from zooprune.pruners.zoo import ZooPrune  # noqa: E402
+
+#: The name of the method that keeps everything.
+UNPRUNED = KeepAll.name
+
+__all__ = ["UNPRUNED", "KeepAll", "Pruner", "ZooPrune", "get_pruner", "list_pruners", "pruner_class", "register"]

@@ -1,15 +1,25 @@
-"""What a pruning method is: a frozen configuration with one method."""
+"""What a pruning method is: a frozen configuration that scores tokens and chooses among them.
+
+A method sees the tokens of one image. It never sees a model, a prompt or a cache.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from zooprune.profiling import stage
+from zooprune.projectors import Sensitivity
 from zooprune.tokens import Budget, Selection, VisualTokens
+
+#: Chooses so many tokens of an image.
+Select = Callable[[int], Selection]
 
 
 @dataclass(frozen=True)
@@ -17,7 +27,8 @@ class Pruner:
     """Base of all methods. The instance is the configuration.
 
     A method writes `score` when the kept tokens are simply the highest scoring ones, `choose` as well when the
-    picks depend on each other, or `select` when neither shape fits.
+    picks depend on each other or tokens are merged, or `select` when neither shape fits. The class attributes say what
+    kind of method it is; tables and tests read them.
 
     Parameters
     ----------
@@ -29,27 +40,59 @@ class Pruner:
     name: ClassVar[str]
     #: Where it was published.
     source: ClassVar[str]
+    #: Names of the signals it reads beside features and embeddings; see `zooprune.signals`.
+    needs: ClassVar[tuple[str, ...]] = ()
+    #: What its scores are, for legends.
+    scores_label: ClassVar[str] = "score"
+    #: Whether its choice depends on the question.
+    query_aware: ClassVar[bool] = False
+    #: Whether it keeps as many tokens as asked for.
+    exact: ClassVar[bool] = True
+    #: Whether it has weights of its own that were trained.
+    trained: ClassVar[bool] = False
+    #: Where it prunes.
+    where: ClassVar[Literal["before the language model", "inside the language model"]] = "before the language model"
 
     keep: int | float = 64
 
     def __post_init__(self) -> None:
         Budget(self.keep)
 
+    def draws(self, sensitivity: Sensitivity) -> bool:
+        """Return whether its choice depends on a seed, given how the projector's sensitivity is found."""
+        return False
+
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return what each token is worth: float32, (N,). Higher is kept longer."""
         raise NotImplementedError(f"{type(self).__name__} defines neither score() nor select()")
 
-    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
-        """Return the indices to keep, (keep,), in any order. Ties go to the lowest index."""
+    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor | Selection:
+        """Return the indices to keep, (keep,), in any order, or a whole Selection. Ties go to the lowest index."""
         return torch.sort(scores, descending=True, stable=True).indices[:keep]
 
-    def select(self, tokens: VisualTokens) -> Selection:
-        """Return which tokens of one image stay."""
-        keep = Budget(self.keep).count(len(tokens))
-        with torch.no_grad():
-            with stage("score", tokens.features.device):
-                scores = self.score(tokens).float()
-            with stage("select", tokens.features.device):
-                # Read once here, so that nothing that looks at the index later has to wait for the device.
-                index = self.choose(scores, tokens, keep).sort().values.cpu()
-        return Selection(index, len(tokens), scores)
+    def select(self, tokens: VisualTokens, keep: int) -> Selection:
+        """Return which tokens of one image stay.
+
+        Parameters
+        ----------
+        tokens : VisualTokens
+        keep : int
+            How many, from 1 to ``len(tokens)``.
+        """
+        return self.selector(tokens)(keep)
+
+    def selector(self, tokens: VisualTokens) -> Select:
+        """Return what selects among these tokens, any number of times; scores are worked out once."""
+        if type(self).select is not Pruner.select:
+            return partial(self.select, tokens)
+        with torch.no_grad(), stage("score", tokens.features.device):
+            scores = self.score(tokens).float()
+        return partial(self._chosen, scores, tokens)
+
+    def _chosen(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Selection:
+        with torch.no_grad(), stage("select", tokens.features.device):
+            chosen = self.choose(scores, tokens, keep)
+            if isinstance(chosen, Selection):
+                return dataclasses.replace(chosen, index=chosen.index.cpu(), scores=scores)
+            # Read once here, so that nothing that looks at the index later has to wait for the device.
+            return Selection(chosen.sort().values.cpu(), len(tokens), scores)

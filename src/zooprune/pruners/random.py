@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from zooprune.projectors import Sensitivity
 from zooprune.pruners.base import Pruner
 from zooprune.tokens import VisualTokens
 
@@ -33,6 +34,10 @@ class RandomPrune(Pruner):
         super().__post_init__()
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed={self.seed!r} must be an int of at least 0")
+
+    def draws(self, sensitivity: Sensitivity) -> bool:
+        """Return True."""
+        return True
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return uniform draws in [0, 1), made on the CPU so that they are the same on every device."""

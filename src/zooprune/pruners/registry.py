@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import warnings
 from functools import cache
 from importlib.metadata import entry_points
@@ -13,9 +14,6 @@ from zooprune.pruners.base import Pruner
 
 #: Other packages name their pruner classes under this entry-point group.
 ENTRY_POINTS = "zooprune.pruners"
-#: Stands where a method's name would, for the model as it is.
-UNPRUNED = "none"
-
 _known: dict[str, type[Pruner]] = {}
 
 
@@ -25,8 +23,8 @@ def register(method: type[Pruner]) -> type[Pruner]:
     Raises
     ------
     TypeError
-        If it is not a frozen dataclass derived from `Pruner`, lacks a name or a source, or has neither `score` nor
-        `select` of its own.
+        If it is not a frozen dataclass derived from `Pruner`, lacks a name or a source, has neither `score` nor
+        `select` of its own, or its `select` does not take the number of tokens to keep.
     ValueError
         If the name is taken.
     """
@@ -38,6 +36,8 @@ def register(method: type[Pruner]) -> type[Pruner]:
         raise TypeError(f"{method.__name__} needs the class attributes name and source")
     if method.score is Pruner.score and method.select is Pruner.select:
         raise TypeError(f"{method.__name__} must define score() or select()")
+    if list(inspect.signature(method.select).parameters)[2:3] != ["keep"]:
+        raise TypeError(f"{method.__name__}.select must be select(self, tokens, keep)")
     if _known.setdefault(method.name, method) is not method:
         raise ValueError(f"a pruner named {method.name!r} is already registered; choose another name")
     return method

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zooprune.pruners.base import Pruner
 from zooprune.pruners.zoo import ZooPrune
-from zooprune.tokens import VisualTokens
+from zooprune.tokens import Selection, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,6 @@ class SensitivityOnly(ZooPrune):
     name: ClassVar[str] = "sensitivity"
     source: ClassVar[str] = "ablation of ZOO-Prune, Table 4"
 
-    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
+    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor | Selection:
         """Pick the highest scores."""
         return Pruner.choose(self, scores, tokens, keep)

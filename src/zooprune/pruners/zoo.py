@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from zooprune import sensitivity
-from zooprune.jacobian import form_of
 from zooprune.profiling import note
+from zooprune.projectors import Sensitivity
 from zooprune.pruners.base import Pruner
 from zooprune.selection import greedy_diverse
 from zooprune.selection.greedy import Fusion
-from zooprune.tokens import VisualTokens
-from zooprune.weight_cache import unchanged
+from zooprune.sensitivity.jacobian import form_of
+from zooprune.sensitivity.weight_cache import unchanged
+from zooprune.tokens import Selection, VisualTokens
 
 Estimator = Literal["auto", "closed_form", "jvp", "finite_difference"]
 
@@ -50,7 +51,7 @@ class ZooPrune(Pruner):
         sampled estimators: the rank both linear layers are cut to, if the projector is two layers with an activation
         between and nothing else. Other projectors refuse it, and linear ones, which are not scored, have no use for it.
         None keeps everything whole; only with "auto" the closed form is then worked out in the cheapest way that ranks
-        tokens like the whole (see `zooprune.jacobian.form_of`).
+        tokens like the whole (see `zooprune.sensitivity.jacobian.form_of`).
     seed : int
         Seed of the directions, the same for every image.
     fusion : {"product", "sum"}
@@ -59,6 +60,7 @@ class ZooPrune(Pruner):
 
     name: ClassVar[str] = "zoo"
     source: ClassVar[str] = "ZOO-Prune, arXiv 2509.24837"
+    scores_label: ClassVar[str] = "sensitivity"
 
     estimator: Estimator = "auto"
     directions: int = 64
@@ -80,6 +82,12 @@ class ZooPrune(Pruner):
                 raise ValueError(f"{name}={value!r} must be an int of at least {least}")
         if isinstance(self.step, bool) or not isinstance(self.step, (int, float)) or not 0 < self.step < float("inf"):
             raise ValueError(f"step={self.step!r} must be a positive and finite number; the paper uses 0.01")
+
+    def draws(self, sensitivity: Sensitivity) -> bool:
+        """Return whether its choice depends on a seed: "auto" draws directions where there is no closed form."""
+        if self.estimator == "auto":
+            return sensitivity == "sampled"
+        return self.estimator != "closed_form" and sensitivity != "linear"
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return the sensitivity of each token."""
@@ -104,14 +112,16 @@ class ZooPrune(Pruner):
         )
 
     def _closed_form(self, tokens: VisualTokens, rank: int | Literal["auto"] | None) -> Tensor:
-        found = sensitivity.closed_form(tokens.projector, tokens.features, rank=rank, hidden=tokens.hidden)
+        found = sensitivity.closed_form(
+            tokens.projector, tokens.features, rank=rank, hidden=tokens.signals.get("first_layer")
+        )
         assert isinstance(tokens.projector, nn.Module)
         form = form_of(tokens.projector, rank)
         note("closed_form", form.name)
         note("rank_correlation", form.correlation)
         return found
 
-    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
+    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor | Selection:
         """Pick greedily, on the embeddings the language model would read."""
         return greedy_diverse(tokens.embeddings, scores, keep, fusion=self.fusion)
 

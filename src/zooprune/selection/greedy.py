@@ -108,7 +108,7 @@ def greedy_diverse(embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fu
     if unit.device.type == "cpu":
         picked = torch.stack([_by_blocks(*image, keep, fusion) for image in zip(unit, worth, strict=True)])
     elif unit.is_cuda and _has_triton() and unit.shape[0] * unit.shape[1] ** 2 * 4 <= _LARGEST_GRAM:
-        from zooprune.selection.triton_greedy import greedy_picks
+        from zooprune.kernels.greedy import greedy_picks
 
         picked = greedy_picks(unit @ unit.mT, worth, keep, product=fusion == "product")
     else:

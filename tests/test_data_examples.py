@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from zooprune.evaluation.examples import bundled_examples, load_examples
+from zooprune.data.examples import bundled_examples, load_examples
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

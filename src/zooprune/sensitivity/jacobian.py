@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from zooprune.precision import exact_float32
 from zooprune.projectors import NormedMLP, Projector
-from zooprune.two_layer import TwoLayer, as_mlp, in_float32, is_plain
-from zooprune.weight_cache import cached
+from zooprune.sensitivity.two_layer import TwoLayer, as_mlp, in_float32, is_plain
+from zooprune.sensitivity.weight_cache import cached
 
 #: Tokens worked on at once. What they give in between stays in a CPU's cache.
 _CHUNK = 256

@@ -27,7 +27,7 @@ def problem(images: int, total: int, width: int) -> tuple[torch.Tensor, torch.Te
 
 
 def check_against_the_tensor_form() -> None:
-    from zooprune.selection.triton_greedy import greedy_picks
+    from zooprune.kernels.greedy import greedy_picks
 
     for images, total, width, keep in SHAPES:
         unit, worth = problem(images, total, width)

@@ -17,11 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zooprune.jacobian import form_of, has_closed_form, squared_norm
 from zooprune.precision import all_finite, exact_float32
 from zooprune.projectors import Projector
-from zooprune.two_layer import as_mlp, in_float32, probe_rows
-from zooprune.weight_cache import cached, unchanged
+from zooprune.sensitivity.jacobian import form_of, has_closed_form, squared_norm
+from zooprune.sensitivity.two_layer import as_mlp, in_float32, probe_rows
+from zooprune.sensitivity.weight_cache import cached, unchanged
 
 __all__ = ["closed_form", "finite_difference", "has_closed_form", "is_linear", "jvp", "low_rank"]
 
@@ -146,8 +146,8 @@ def closed_form(
     rank : int, "auto" or None
         None takes G whole and is exact. A number keeps its exact diagonal plus that many columns, which costs a small
         part of it. "auto" costs as little and comes nearer: it works from the slopes that tokens of one image have in
-        common (`zooprune.jacobian.AboutMeans`), or from the whole if scores of random tokens are not ranked alike;
-        `zooprune.jacobian.form_of` says how well they are. Features must then be those of one image.
+        common (`zooprune.sensitivity.jacobian.AboutMeans`), or from the whole if that ranks random tokens otherwise;
+        `zooprune.sensitivity.jacobian.form_of` says how well they are. Features must then be those of one image.
     hidden : Tensor, (N, d_hidden), optional
         What the first layer gave for these features, in any floating dtype, which saves working it out again. Not used
         where each of several blocks is normed by itself.

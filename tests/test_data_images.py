@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zooprune import images
-from zooprune.images import load_image
+from zooprune.data import images
+from zooprune.data.images import load_image
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
 

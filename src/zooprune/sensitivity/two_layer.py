@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zooprune.precision import exact_float32
 from zooprune.projectors import Projector
-from zooprune.weight_cache import cached
+from zooprune.sensitivity.weight_cache import cached
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zooprune.budgeting import Newlines, Scope
-from zooprune.generation import Positions, prune
+from zooprune.generation import Session
 from zooprune.loading import load_model
-from zooprune.pruners import Pruner, get_pruner
-from zooprune.pruners.registry import UNPRUNED
+from zooprune.policy import Newlines, Policy, Positions, Scope
+from zooprune.pruners import UNPRUNED, Pruner, get_pruner
 
 #: Length of a reply at most, where a task does not say.
 MAX_NEW_TOKENS = 1024
@@ -84,7 +83,7 @@ class Answerer:
         self.model, self.processor = model, processor
         self._session = None
         if pruner is not None:
-            self._session = prune(model, pruner, positions=positions, scope=scope, newlines=newlines)
+            self._session = Session(model, pruner, Policy(positions, scope, newlines))
 
     def close(self) -> None:
         """Give the model its own `generate` back."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from zooprune.images import decode_image, load_image
+from zooprune.data.images import decode_image, load_image
 
 #: The name of the questions that come with the package.
 BUNDLED = "bundled"

@@ -1,0 +1,1 @@
+"""Images and questions from files. Nothing here knows models or pruning."""

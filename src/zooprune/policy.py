@@ -1,0 +1,54 @@
+"""How kept tokens are numbered, what shares one budget, and what becomes of separators: all but the choice itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+PositionPolicy = Literal["contiguous", "original"]
+#: What a caller may ask for; "auto" is the family's own policy.
+Positions = Literal["auto", "contiguous", "original"]
+Scope = Literal["image", "tile", "prompt"]
+Newlines = Literal["drop", "keep", "rows"]
+
+_ALLOWED = {"positions": Positions, "scope": Scope, "newlines": Newlines}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How to prune, whatever the method.
+
+    Parameters
+    ----------
+    positions : {"auto", "contiguous", "original"}
+        Whether kept tokens are numbered anew or keep their positions. "auto" is what suits the model family.
+    scope : {"image", "tile", "prompt"}
+        What one choice is made among: an image, or all images of a prompt together. "tile" deals the budget of an
+        image out to its tiles, or that of a video to its frames, as the paper does for LLaVA-NeXT.
+    newlines : {"drop", "keep", "rows"}
+        What becomes of the separators that LLaVA-NeXT and its kin put after every row of patches: all dropped, all
+        kept, or kept where their row still has a token. They count inside the budget.
+
+    Raises
+    ------
+    ValueError
+        If a value is not one of these.
+    """
+
+    positions: Positions = "auto"
+    scope: Scope = "image"
+    newlines: Newlines = "drop"
+
+    def __post_init__(self) -> None:
+        for name, allowed in _ALLOWED.items():
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(allowed))}")
+
+    @property
+    def unusual(self) -> dict[str, str]:
+        """What differs from the defaults, by name."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        }

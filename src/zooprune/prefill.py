@@ -1,0 +1,213 @@
+"""Everything up to the language model: encode the images, choose their tokens, cut the prompt to match.
+
+Knows how a model's inputs are cut, and nothing of `generate`, sessions or caches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from zooprune.budgeting import spend
+from zooprune.compaction import Prompt, compact
+from zooprune.encoding import encode
+from zooprune.families import Family
+from zooprune.policy import Policy, PositionPolicy
+from zooprune.precision import all_finite
+from zooprune.profiling import Timings, recording, stage
+from zooprune.pruners import Pruner
+from zooprune.reports import ImageReport, Report
+from zooprune.signals import PromptSignal, TowerSignal, find_signal
+from zooprune.visuals import Merged, Modality, Visual, joined_visuals
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """What the language model is to read.
+
+    Parameters
+    ----------
+    prompt : Prompt
+        On the model's device.
+    encoder_outputs : dict of str to ModelOutput
+        The rows of the tokens that stay, as `mm_encoder_outputs` of a model's forward pass.
+    report : Report
+    """
+
+    prompt: Prompt
+    encoder_outputs: dict[str, ModelOutput]
+    report: Report
+
+
+def prefill(
+    model: PreTrainedModel, family: Family, pruner: Pruner, policy: Policy, inputs: Mapping[str, Any]
+) -> Prefilled:
+    """Encode the images of a batch, choose which of their tokens stay, and cut the prompts.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    family : Family
+        Of the model.
+    pruner : Pruner
+    policy : Policy
+    inputs : mapping
+        What the processor returned, on the model's device.
+
+    Raises
+    ------
+    TypeError
+        If a pixel argument is no tensor.
+    ValueError
+        If the prompts are empty or padded on the right, do not fit the images, or the images give no finite features.
+    """
+    present = family.present(inputs)
+    device = _check_devices(model, family, present, inputs)
+    # What is about prompts is done on the host, which then waits for the device only where tokens are chosen.
+    ids: Tensor = inputs["input_ids"].cpu()
+    mask = inputs.get("attention_mask")
+    pad = pad_token_id(model)
+    if mask is None:
+        if pad is not None and bool((ids == pad).any()):
+            raise ValueError("input_ids hold padding; pass the attention_mask that came with them")
+        mask = torch.ones_like(ids)
+    mask = mask.cpu()
+    check_prompt(ids, mask)
+    timings = Timings()
+    signals = [find_signal(name) for name in pruner.needs]
+    of_tower = [signal for signal in signals if isinstance(signal, TowerSignal)]
+    of_prompt = [signal for signal in signals if isinstance(signal, PromptSignal)]
+    slots = {modality: family.slots(model, modality, ids) for modality in present}
+    visual_slots = torch.stack(list(slots.values())).any(0)
+    text = mask.bool() & ~visual_slots
+    context = [
+        {signal.name: signal.of(model, row[its]) for signal in of_prompt} for row, its in zip(ids, text, strict=True)
+    ]
+    stays = torch.ones_like(ids, dtype=torch.bool)
+    outputs: dict[str, ModelOutput] = {}
+    images: list[ImageReport] = []
+    with recording(timings):
+        for modality in present:
+            with stage("encode", device):
+                encoded = encode(family, model, modality, inputs, of_tower)
+            kept, merged, first = [], {}, 0
+            for row, visual in _groups(modality, encoded.visuals, slots[modality], policy):
+                tokens = dataclasses.replace(visual.tokens, context=context[row])
+                selection, stay = spend(pruner, dataclasses.replace(visual, tokens=tokens), policy)
+                if selection.merged is not None:
+                    merged[first] = Merged(visual.places, selection)
+                first += visual.length
+                kept.append(stay)
+                separators = int(stay.sum()) - len(selection), visual.length - len(visual.tokens)
+                images.append(ImageReport(row, selection.cpu(), tokens.positions.cpu(), modality, separators))
+            everywhere = torch.cat(kept)
+            stays[slots[modality]] = everywhere
+            per_prompt = (stays & slots[modality]).sum(1)[slots[modality].any(1)].tolist()
+            outputs[family.placeholder(modality)] = encoded.cut(everywhere, per_prompt, merged)
+        axes = family.axes(model, inputs, mask)
+    positions = resolved(policy, family)
+    # Padding is masked, so any id serves where the model names none.
+    prompt = compact(
+        ids, mask, visual_slots, stays[visual_slots], positions=positions, pad_token_id=pad or 0, axes=axes
+    )
+    report = Report(tuple(images), ids.shape[1], prompt.input_ids.shape[1], timings)
+    return Prefilled(prompt.to(device), outputs, report)
+
+
+def resolved(policy: Policy, family: Family) -> PositionPolicy:
+    """Return what a policy's positions mean for a family."""
+    return family.positions if policy.positions == "auto" else policy.positions
+
+
+def check_prompt(input_ids: Tensor, attention_mask: Tensor) -> None:
+    """Raise a ValueError unless this is a batch of non-empty prompts padded on the left."""
+    if input_ids.ndim != 2 or input_ids.numel() == 0:
+        raise ValueError(f"the prompt is empty: input_ids has shape {tuple(input_ids.shape)}, expected (B, L)")
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)} must have one shape"
+        )
+    if not bool(attention_mask.any(1).all()):
+        raise ValueError("a row of attention_mask is all zeros: that prompt is empty")
+    if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):
+        raise ValueError('the prompts are not padded on the left; set processor.tokenizer.padding_side = "left"')
+
+
+def check_signals(model: PreTrainedModel, family: Family, pruner: Pruner) -> None:
+    """Raise a ValueError if a method needs a signal that this model does not give."""
+    for name in pruner.needs:
+        signal = find_signal(name)
+        if isinstance(signal, TowerSignal):
+            if not family.gives_tower_signals:
+                raise ValueError(
+                    f"{pruner.name} reads {name}, which {type(model).__name__} does not give; choose another method"
+                )
+            family.layer(model, signal.layer)
+
+
+def pad_token_id(model: PreTrainedModel) -> int | None:
+    """Return the id that prompts of a model are padded with, if it names one."""
+    for config in (model.generation_config, model.config.get_text_config()):
+        value = getattr(config, "pad_token_id", None)
+        if value is not None:
+            return int(value)
+    return None
+
+
+def _check_devices(
+    model: PreTrainedModel, family: Family, present: Sequence[Modality], inputs: Mapping[str, Any]
+) -> torch.device:
+    """Return the device of the inputs, after making sure that the model takes them there."""
+    given = {name: inputs[name] for modality in present for name in family.arguments(modality)[:1]}
+    given["input_ids"] = inputs["input_ids"]
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f'{name} must be a tensor, not {type(value).__name__}; give return_tensors="pt"')
+    # An offloaded model has no weights where it computes: accelerate's hooks say where that is.
+    hook = getattr(model, "_hf_hook", None)
+    expected = getattr(hook, "execution_device", None)
+    device = model.device if expected is None else torch.device(expected)
+    spread = getattr(model, "hf_device_map", None) is not None
+    devices = {value.device for value in given.values()}
+    if "meta" in {one.type for one in devices} or (not spread and devices != {device}):
+        raise ValueError(f"the model is on {device}; move the inputs there with inputs.to(model.device)")
+    return inputs["input_ids"].device
+
+
+def _groups(modality: Modality, visuals: Sequence[Visual], slots: Tensor, policy: Policy) -> list[tuple[int, Visual]]:
+    """Return the row and the tokens that share a budget, in prompt order."""
+    room: list[int] = slots.sum(1).tolist()
+    filled = sum(visual.length for visual in visuals)
+    if filled != sum(room):
+        raise ValueError(
+            f"the prompts have {sum(room)} {modality} placeholders but the {modality}s fill {filled}; "
+            "pass the ids and pixels of the same processor call"
+        )
+    groups: list[tuple[int, list[Visual]]] = []
+    row = 0
+    finite = [all_finite(one.tokens.embeddings) & all_finite(one.tokens.features) for one in visuals]
+    for number, (visual, sound) in enumerate(zip(visuals, torch.stack(finite).tolist(), strict=True)):
+        if not sound:
+            raise ValueError(
+                f"{modality} {number} gives NaN or infinite features; check its pixels and the model's dtype"
+            )
+        while room[row] == 0:
+            row += 1
+        if visual.length > room[row]:
+            raise ValueError(
+                f"{modality} {number} fills {visual.length} placeholders but prompt {row} has {room[row]} left "
+                "for it; pass the ids and pixels of the same processor call"
+            )
+        room[row] -= visual.length
+        if policy.scope == "prompt" and groups and groups[-1][0] == row:
+            groups[-1][1].append(visual)
+        else:
+            groups.append((row, [visual]))
+    return [(row, joined_visuals(group)) for row, group in groups]

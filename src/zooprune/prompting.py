@@ -1,0 +1,50 @@
+"""Prompts from questions and images, with a model's own processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def build_inputs(processor: Any, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> Any:
+    """Return a model's inputs for a batch of questions.
+
+    Parameters
+    ----------
+    processor
+        Its chat template makes the prompts; one that has none gets LLaVA-1.5's.
+    images : sequence of sequences of PIL.Image.Image
+        One or several for each question, shown before it.
+    questions : sequence of str
+
+    Returns
+    -------
+    BatchFeature
+        Padded on the left.
+    """
+    texts = [_prompt(processor, len(shown), question) for shown, question in zip(images, questions, strict=True)]
+    return processor(
+        text=texts, images=[list(shown) for shown in images], return_tensors="pt", padding=True, padding_side="left"
+    )
+
+
+def _prompt(processor: Any, images: int, question: str) -> str:
+    if processor.chat_template is None:
+        return "USER: " + "<image>\n" * images + f"{question} ASSISTANT:"
+    content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+    text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return text
+
+
+def seen_images(processor: Any, pixels: Tensor, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Undo the processor's normalisation where it made one picture of each image, (images, 3, H, W)."""
+    if pixels.ndim != 4 or len(pixels) != len(images):
+        return list(images)
+    mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
+    colours = pixels.float().cpu() * std.view(3, 1, 1) + mean.view(3, 1, 1)
+    bytes_ = (colours * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(one) for one in bytes_]

@@ -1,0 +1,77 @@
+"""What one call did: which visual tokens stayed, of which images, and how long each stage took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from zooprune.profiling import Timings
+from zooprune.tokens import Selection
+from zooprune.visuals import Modality
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """What became of one image or video (or of all images of a prompt, with ``scope="prompt"``).
+
+    Parameters
+    ----------
+    row : int
+        The row of the batch it belongs to.
+    selection : Selection
+        On the CPU.
+    positions : Tensor of int64, (N, 4)
+        Frame, tile, row and column of every token, on the CPU.
+    modality : {"image", "video"}
+    separators : tuple of int
+        How many separators were kept, and how many there were.
+    """
+
+    row: int
+    selection: Selection
+    positions: Tensor
+    modality: Modality = "image"
+    separators: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one call did.
+
+    Parameters
+    ----------
+    images : tuple of ImageReport
+    prompt_length, pruned_length : int
+        Width of the batch before and after, in tokens.
+    """
+
+    images: tuple[ImageReport, ...]
+    prompt_length: int
+    pruned_length: int
+    _timings: Timings = field(default_factory=Timings, repr=False)
+
+    @property
+    def kept(self) -> int:
+        """Visual tokens that reached the language model, separators included, over the batch."""
+        return sum(len(image.selection) + image.separators[0] for image in self.images)
+
+    @property
+    def total(self) -> int:
+        """Visual tokens there were, separators included, over the batch."""
+        return sum(image.selection.total + image.separators[1] for image in self.images)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds per stage: encode, score, select, and for `generate` prefill and decode."""
+        return self._timings.seconds()
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the method says about how it worked.
+
+        ZOO-Prune in closed form gives `closed_form`, how it was worked out, and `rank_correlation`, how well that ranks
+        random tokens compared with the whole.
+        """
+        return dict(self._timings.notes)

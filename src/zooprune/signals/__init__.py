@@ -1,0 +1,42 @@
+"""What methods may ask to see beside features and embeddings, gathered only when a method asks for it.
+
+A method names signals in `Pruner.needs`. A family says where the modules are, a signal says what is computed from what
+passed through them, and the method reads the result. No signal knows a method.
+"""
+
+from __future__ import annotations
+
+from zooprune.signals.base import PromptSignal, TowerSignal
+from zooprune.signals.question import Question
+from zooprune.signals.tower_attention import TowerAttention
+from zooprune.signals.tower_keys import TowerKeys
+
+_TOWER: dict[str, type[TowerSignal]] = {"tower_attention": TowerAttention, "tower_keys": TowerKeys}
+_PROMPT: dict[str, type[PromptSignal]] = {"question": Question}
+#: All names that a method may ask for.
+SIGNALS = (*_TOWER, *_PROMPT)
+
+
+def find_signal(name: str) -> TowerSignal | PromptSignal:
+    """Return a signal by name.
+
+    Parameters
+    ----------
+    name : str
+        One of `SIGNALS`. Those of the tower may name a layer, "tower_attention/3" or "tower_attention/-1"; without
+        it they are of the layer whose output the projector reads.
+
+    Raises
+    ------
+    ValueError
+        If there is no such signal.
+    """
+    kind, slash, layer = name.partition("/")
+    if kind in _TOWER and (not slash or layer.lstrip("-").isdecimal()):
+        return _TOWER[kind](name, int(layer) if slash else None)
+    if name in _PROMPT:
+        return _PROMPT[name](name)
+    raise ValueError(f"there is no signal {name!r}; choose among {', '.join(SIGNALS)}")
+
+
+__all__ = ["SIGNALS", "PromptSignal", "TowerSignal", "find_signal"]

@@ -1,0 +1,19 @@
+"""The keys of patches in the vision tower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zooprune.signals.base import Attention, TowerSignal
+
+
+@dataclass(frozen=True)
+class TowerKeys(TowerSignal):
+    """The key of each patch, averaged over heads: (sequences, patches, d_head)."""
+
+    def patches(self, seen: Attention, *, class_token: bool) -> Tensor:
+        """Return the mean keys, float32."""
+        return torch.cat([key.float().mean(1) for key in seen.keys], dim=1)[:, int(class_token) :]
