@@ -135,7 +135,7 @@ def _itself(module: nn.Module) -> Runner:
     dtype = next(floating, torch.float32)
     # Dropout would make every call another; a copy that keeps the dtype has none.
     training = any(layer.training for layer in module.modules())
-    runs = (copied(module, Tensor.detach) if training else None) or module
+    runs = (copied(module, lambda value: value) if training else None) or module
     # Past what `Module.compile` made, which would compile anew for a few probe rows.
     return Runner(lambda x: runs._call_impl(x.to(dtype)).float(), _FLOAT32 if _is_float32(module) else _COARSE)
 

@@ -247,8 +247,8 @@ def _is_plain_linear(layer: nn.Module) -> bool:
 def _origin(layer: nn.Module) -> str:
     if is_offloaded(layer):
         return "offloaded weights"
-    package = type(layer).__module__.partition(".")[0]
-    kind = type(layer).__name__ if package != "torch" else type(getattr(layer, "weight", layer)).__name__
+    package, weight = type(layer).__module__.partition(".")[0], getattr(layer, "weight", None)
+    kind = type(weight if package == "torch" and isinstance(weight, Tensor) else layer).__name__
     return (
         f"effective weights of {kind}" if package in ("torch", "zooprune") else f"effective weights of {package} {kind}"
     )
