@@ -18,7 +18,7 @@ from zooprune.sensitivity.running import is_differentiable
 from zooprune.sensitivity.two_layer import as_two_layers
 from zooprune.tokens import VisualTokens
 
-WIDTH, HIDDEN, OUT = 16, 40, 24
+WIDTH, HIDDEN, OUT = 64, 128, 64
 
 
 class Model(nn.Module):
@@ -155,9 +155,8 @@ def test_dropout_of_adapters_in_training_is_left_out(kind):
 
 @pytest.mark.parametrize("saved", ["first", "second", "norm"])
 def test_modules_trained_beside_adapters_count(saved):
-    model, x = adapted(
-        "four blocks", modules_to_save=[saved], target_modules=["first" if saved != "first" else "second"]
-    )
+    targets = ["second" if saved == "first" else "first"]
+    model, x = adapted("four blocks", modules_to_save=[saved], target_modules=targets), features()
     projector = model.base_model.model.projector
     for adapter in ("default", "other"):
         model.set_adapter(adapter)
@@ -207,12 +206,12 @@ def test_a_layer_that_is_not_affine_is_sampled(kind, layer):
 def test_a_hook_that_changes_the_output_is_not_overlooked(dtype):
     projector, x = made("plain", dtype), features()
     projector.register_forward_hook(
-        lambda module, args, out: out + torch.nn.functional.pad(3 * args[0], (0, OUT - WIDTH))
+        lambda module, args, out: out + torch.nn.functional.pad(args[0] / 2, (0, OUT - WIDTH))
     )
     scores, notes = scored(projector, x)
     assert "closed_form" not in notes
     real = expected(lambda row: projector(row.to(dtype)).float(), x)
-    assert rank_correlation(scores, real) > 0.97
+    torch.testing.assert_close(scores, real, rtol=1e-2, atol=0)
 
 
 def test_a_norm_of_another_form_is_not_taken_for_one_that_is_known():
