@@ -7,8 +7,8 @@ import torch
 
 from zoo_of_models import BOS, CASES, IMAGE
 from zooprune import get_pruner, prune
-from zooprune.families import aya_vision, find_family, idefics3
-from zooprune.families.tiling import runs
+from zooprune.families import find_family, idefics3
+from zooprune.families.tiling import one_id_apart, runs
 
 GREEDY = {"max_new_tokens": 2, "do_sample": False}
 FENCE, FIRST, SECOND, WHOLE, BREAK, BEGIN, END, WORD = 50, 51, 52, 53, 54, 55, 56, 40
@@ -101,7 +101,7 @@ def test_fences_tell_where_an_image_ends(pieces, images):
     ],
 )
 def test_tiles_one_id_apart_are_one_image(pieces, images):
-    assert aya_vision._images(runs(torch.tensor([prompt(*pieces)]) == IMAGE)[0]) == images
+    assert one_id_apart(runs(torch.tensor([prompt(*pieces)]) == IMAGE)[0]) == images
 
 
 def test_rows_are_told_apart_by_their_own_markers():
