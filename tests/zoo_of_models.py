@@ -56,7 +56,7 @@ class Case:
             for name, parameter in model.named_parameters():
                 if parameter.ndim > 1:
                     parameter.mul_(4)
-                elif "norm" not in name and parameter.std() == 0:
+                elif "norm" not in name and parameter.std(correction=0) == 0:
                     parameter.normal_(0, 0.02)
                 if not parameter.any():
                     parameter.normal_(0, 0.2)
@@ -628,10 +628,16 @@ CASES = {
 # Videos
 
 VIDEO_CASES = (
-    "llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "glm46v",
+    "llava_next_video", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "exaone",
+    "hyperclovax", "lfm3_vl", "minimax_m3", "glm5_next", "videollama3", "glm4v", "glm46v",
 )  # fmt: skip
 #: Models whose clips come as one tensor and so have one length, and those that take no image beside a video.
-ONE_LENGTH, VIDEOS_ALONE = VIDEO_CASES[:2], VIDEO_CASES[-2:]
+ONE_LENGTH, VIDEOS_ALONE = VIDEO_CASES[:3], VIDEO_CASES[-2:]
+#: Models whose frames stand in the prompt one by one, and those whose videos have the placeholder of images.
+FRAME_BY_FRAME = ("qwen3_vl", "qwen3_5", "minimax_m3", "glm5_next", *VIDEOS_ALONE)
+SAME_PLACEHOLDER = ("glm5_next", *VIDEOS_ALONE)
+#: Tokens of a frame, and what stands behind a clip.
+FRAMES = {"llava_next_video": (4, []), "llava_onevision": (4, [VIDEO]), "video_llava": (17, [])}
 
 
 def make_videos(name: str, model: Any, rows: list[list[int]], seed: int = 0) -> dict[str, Any]:
@@ -659,21 +665,25 @@ def make_videos(name: str, model: Any, rows: list[list[int]], seed: int = 0) -> 
         inputs |= case.inputs(pixels, sizes, ids)
     if clips:
         inputs["pixel_values_videos"] = torch.stack(clips) if name in ONE_LENGTH else torch.cat(clips)
-    if name not in ONE_LENGTH:
+    if name.startswith(("qwen2", "qwen3", "glm4")):
         shown = ids == (IMAGE if name in VIDEOS_ALONE else VIDEO)
         inputs["mm_token_type_ids"] = (ids == IMAGE).int().masked_fill(shown, 2)
-        inputs |= {"video_grid_thw": torch.tensor(grids)} if clips else {}
+    if name not in ONE_LENGTH and clips:
+        inputs["video_grid_thw"] = torch.tensor(grids)
+    if name == "videollama3" and clips:
+        inputs["video_merge_sizes"] = torch.full((len(clips),), 2)
     return inputs
 
 
 def _clip(name: str, width: int, generator: torch.Generator, frames: int) -> tuple[Tensor, list[int]]:
     """Draw a clip, and return its pixels and the ids that stand for it."""
     if name in ONE_LENGTH:
-        newline = [VIDEO] if name == "llava_onevision" else []
-        return _noise(generator, frames, 3, 56, 56), [*[VIDEO] * 4 * frames, *newline]
+        tokens, behind = FRAMES[name]
+        return _noise(generator, frames, 3, 56, 56), [*[VIDEO] * tokens * frames, *behind]
     clip = _noise(generator, frames * 24, width)
-    if name.startswith("qwen2"):
+    if name not in FRAME_BY_FRAME:
         return clip, [VISION_START, *[VIDEO] * 6 * frames, VISION_END]
     # Every frame stands by itself, with the time it was taken at.
-    placeholder = IMAGE if name in VIDEOS_ALONE else VIDEO
-    return clip, [x for time in range(frames) for x in (40 + time, VISION_START, *[placeholder] * 6, VISION_END)]
+    placeholder = IMAGE if name in SAME_PLACEHOLDER else VIDEO
+    stands = [x for time in range(frames) for x in (40 + time, VISION_START, *[placeholder] * 6, VISION_END)]
+    return clip, [7, *stands, 8] if name == "glm5_next" else stands
