@@ -126,7 +126,9 @@ def test_contiguous_positions_equal_the_prompt_cut_by_hand(name):
     ids = inputs["input_ids"][stays][None]
     names = find_family(model).image_arguments
     with torch.no_grad():
-        output = model.model.get_image_features(**{key: inputs[key] for key in names if key in inputs}, return_dict=True)
+        output = model.model.get_image_features(
+            **{key: inputs[key] for key in names if key in inputs}, return_dict=True
+        )
         rows = torch.cat([one.flatten(0, -2) for one in output.pooler_output])
         kept = rows[stays[inputs["input_ids"] == IMAGE]]
         is_list = not isinstance(output.pooler_output, torch.Tensor)
@@ -238,7 +240,9 @@ def test_a_token_shows_the_patch_it_says_it_shows(case, model):
     inputs = case.make(model, [[kind]])
     silent = case.model()
     for name, parameter in silent.model.named_parameters():
-        if re.search(r"(vision|visual|image_tower).*(out_proj|attn\.proj|o_proj|projection_layer|attention\.proj)\.", name):
+        if re.search(
+            r"(vision|visual|image_tower).*(out_proj|attn\.proj|o_proj|projection_layer|attention\.proj)\.", name
+        ):
             nn.init.zeros_(parameter)
     before = encode(silent, inputs).visuals
     pixel_name = find_family(silent).image_arguments[0]

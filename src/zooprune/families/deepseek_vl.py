@@ -36,7 +36,7 @@ class DeepseekVL(Family):
 
 
 class DeepseekVLHybrid(Family):
-    """``DeepseekVLHybridForConditionalGeneration``: a second tower sees more pixels, and a token has features of both."""
+    """``DeepseekVLHybridForConditionalGeneration``: a second tower sees more pixels; a token has features of both."""
 
     architectures = ("DeepseekVLHybridForConditionalGeneration",)
     title = "DeepSeek-VL hybrid"
