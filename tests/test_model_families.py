@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import warnings
 
 import numpy as np
@@ -15,7 +16,10 @@ from zoo_of_models import CASES, IMAGE, NEXT_SIZES, ONE_LENGTH, VIDEO, VIDEO_CAS
 from zooprune import ZooPrune, get_pruner, prune, sensitivity
 from zooprune.budgeting import deal, spend
 from zooprune.families import find_family
+from zooprune.families.reading import reading
 from zooprune.policy import Policy
+from zooprune.pruners.random import RandomPrune
+from zooprune.signals import find_signal
 
 ONE_AXIS = [name for name in CASES if not name.startswith(("qwen2", "qwen3", "glm4"))]
 #: Models that make one token of two by two patches.
@@ -234,6 +238,17 @@ def test_which_sensitivity_is_exact(case, model):
     assert kind == find_family(model).sensitivity
 
 
+def silenced(case):
+    """Return a model in whose tower no patch sees another."""
+    model = case.model()
+    for name, parameter in model.model.named_parameters():
+        if re.search(
+            r"(vision|visual|image_tower).*(out_proj|attn\.proj|o_proj|projection_layer|attention\.proj)\.", name
+        ):
+            nn.init.zeros_(parameter)
+    return model
+
+
 def test_a_token_shows_the_patch_it_says_it_shows(case, model):
     """With attention out of the way, changing one patch moves the tokens at its place and no others."""
     kind = 1 if case.name == "llava_onevision" else case.kinds - 1
@@ -276,6 +291,125 @@ def test_a_token_shows_the_patch_it_says_it_shows(case, model):
         # Unpadding may have taken the patch away.
         wanted = [] if not moved and case.name.startswith("llava_next") else [expected]
         assert [(None if grid else where[2], *where[3:]) for where in moved] == wanted
+
+
+# Signals of the tower
+
+SIGNALLING = [name for name in CASES if name not in ("hyperclovax", "video_llava")]
+
+
+@pytest.fixture(scope="module", params=SIGNALLING)
+def signalling(request):
+    return CASES[request.param], CASES[request.param].model()
+
+
+def test_signals_are_refused_where_there_are_none():
+    class Wanting(RandomPrune):
+        needs = ("tower_attention",)
+
+    for name in CASES:
+        model = CASES[name].model()
+        if name in SIGNALLING:
+            prune(model, Wanting(keep=3)).close()
+        else:
+            with pytest.raises(ValueError, match=r"reads tower_attention, which .* does not give"):
+                prune(model, Wanting(keep=3))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_signals_come_with_every_token_and_change_nothing(signalling, attention):
+    case, _ = signalling
+    model = case.model()
+    model.set_attn_implementation(attention)
+    inputs = case.make(model, [list(range(case.kinds)), [0]])
+    signals = [find_signal(name) for name in ("tower_attention", "tower_keys", "tower_keys/0")]
+    family = find_family(model)
+    implementations = [module.config._attn_implementation for module in family.attentions(model)]
+    with torch.no_grad():
+        plain = family.encode(model, "image", inputs).visuals
+        visuals = family.encode(model, "image", inputs, signals).visuals
+    assert [module.config._attn_implementation for module in family.attentions(model)] == implementations
+    for one, other in zip(plain, visuals, strict=True):
+        assert torch.equal(one.tokens.features, other.tokens.features)
+        assert torch.equal(one.tokens.embeddings, other.tokens.embeddings)
+        for signal in signals:
+            rows = other.tokens.signals[signal.name]
+            assert len(rows) == len(other.tokens) and rows.dtype == torch.float32 and bool(rows.isfinite().all())
+            assert len(rows.unique(dim=0)) > 1
+
+
+def test_tower_attention_is_what_the_eager_tower_works_out(signalling, monkeypatch):
+    case, model = signalling
+    inputs = case.make(model, [list(range(case.kinds)), [0]])
+    family, signal = find_family(model), find_signal("tower_attention")
+    with torch.no_grad():
+        patches = family.forward(model, "image", inputs, {}, [signal])[2]["tower_attention"][..., 0]
+    eager = case.model()
+    eager.set_attn_implementation("eager")
+    read = family.layer(eager, None)
+    attention = family.attentions(eager)[read]
+    file = sys.modules[type(attention).__module__]
+    original, weights, masks = file.eager_attention_forward, [], []
+
+    def noting(module, query, key, value, attention_mask, **options):
+        output = original(module, query, key, value, attention_mask, **options)
+        if module is attention:
+            weights.append(output[1])
+            masks.append(attention_mask)
+        return output
+
+    monkeypatch.setattr(file, "eager_attention_forward", noting)
+    with torch.no_grad():
+        family.encode(eager, "image", inputs)
+    received = []
+    for one, mask in zip(weights, masks, strict=True):
+        if family.class_token(eager):
+            received.append(one[:, :, 0].mean(1)[:, 1:])
+            continue
+        # Padding asks nothing: of it nobody may see anything.
+        asking = torch.ones(len(one), one.shape[2]) if mask is None else (mask == 0).any(2)[:, 0].float()
+        received.append((one.mean(1) * asking[..., None]).sum(1) / asking.sum(1, keepdim=True))
+    torch.testing.assert_close(patches, torch.cat(received, dim=1), rtol=1e-4, atol=1e-6)
+
+
+def test_signals_are_the_means_of_a_tokens_own_patches(signalling):
+    """A key of the first layer depends on its own patch alone."""
+    case, _ = signalling
+    silent = silenced(case)
+    kind = 1 if case.name == "llava_onevision" else case.kinds - 1
+    inputs = case.make(silent, [[kind]])
+    family, signal = find_family(silent), find_signal("tower_keys/0")
+    name = family.image_arguments[0]
+    attention = family.attentions(silent)[0]
+
+    def keys(inputs):
+        """Return the keys of all patches, and of all tokens with where they are."""
+        with torch.no_grad(), reading(silent, {}, attentions={"first": attention}) as seen:
+            visuals = family.encode(silent, "image", inputs, [signal]).visuals
+        tokens = torch.cat([visual.tokens.signals[signal.name] for visual in visuals])
+        features = torch.cat([visual.tokens.features for visual in visuals])
+        return torch.cat([rows.mean(1).flatten(0, 1) for rows in seen["first"].keys]), tokens, features
+
+    patches, tokens, features = keys(inputs)
+    flat = inputs[name].flatten(0, -4) if inputs[name].ndim > 3 else inputs[name].flatten(0, -2)
+    for number in (0, len(flat) - 1):
+        changed = inputs[name].clone()
+        area = changed.view(flat.shape)[number]
+        if area.ndim == 3:
+            area = area[:, 14:28, :14]
+        if not area.any():
+            continue
+        area += 1
+        new_patches, new_tokens, new_features = keys(inputs | {name: changed})
+        moved = (new_tokens - tokens).abs().amax(1) > 1e-6
+        assert torch.equal(moved, (new_features - features).abs().amax(1) > 1e-6)
+        whole, mean = (new_patches - patches).sum(0), (new_tokens - tokens).sum(0)
+        if int(moved.sum()) == 1:
+            count = round(float(whole.norm() / mean.norm()))
+            assert count in (1, 4)
+            torch.testing.assert_close(mean * count, whole, rtol=1e-3, atol=1e-4)
+        else:
+            assert case.name.startswith("llava_")
 
 
 def leading(pixels):

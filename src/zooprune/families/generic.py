@@ -70,7 +70,7 @@ def lacking(model: Any) -> list[str]:
     missing = []
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         missing.append("a forward pass that takes mm_encoder_outputs")
-    inner = getattr(model, "model", None)
+    inner: Any = getattr(model, "model", None)
     if not hasattr(inner, "get_image_features"):
         missing.append("get_image_features")
     else:
