@@ -202,13 +202,15 @@ def make_processor() -> LlavaProcessor:
 
 @pytest.fixture
 def tokens() -> VisualTokens:
-    """Thirty random tokens and a two-layer projector."""
+    """Thirty random tokens with every signal, and a two-layer projector."""
     torch.manual_seed(1)
     projector = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 20))
     features = torch.randn(30, 16)
     place = torch.arange(30)
     positions = torch.stack([place * 0, place * 0, place // 6, place % 6], dim=-1)
-    return VisualTokens(features, projector(features).detach(), projector, positions)
+    signals = {"tower_attention": torch.rand(30, 1), "tower_keys": torch.randn(30, 8)}
+    context = {"question": torch.randn(5, 20)}
+    return VisualTokens(features, projector(features).detach(), projector, positions, signals, context)
 
 
 def pick(pruner: Pruner, tokens: VisualTokens) -> Selection:

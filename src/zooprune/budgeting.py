@@ -105,19 +105,20 @@ def _by_tile(pruner: Pruner, tokens: VisualTokens) -> Select:
                 if number not in selectors:
                     selectors[number] = pruner.selector(tokens[members[number]])
                 chosen.append((members[number], selectors[number](share)))
-        return _together(chosen, len(tokens))
+        return _together(chosen, tokens)
 
     return select
 
 
-def _together(chosen: Sequence[tuple[Tensor, Selection]], total: int) -> Selection:
+def _together(chosen: Sequence[tuple[Tensor, Selection]], tokens: VisualTokens) -> Selection:
     """Return what was chosen among groups of tokens, given with the places of each group, as one selection."""
     unsorted = torch.cat([mine[selection.index.cpu()] for mine, selection in chosen])
     index, order = unsorted.sort()
     # Where each kept token, numbered group by group, stands among all.
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
-    scores, into, first = None, None, 0
+    total, first = len(tokens), 0
+    scores, into, merged = None, None, None
     for mine, selection in chosen:
         if selection.scores is not None:
             if scores is None:
@@ -128,9 +129,12 @@ def _together(chosen: Sequence[tuple[Tensor, Selection]], total: int) -> Selecti
                 into = torch.full((total,), -1)
             held = selection.into.cpu()
             into[mine] = torch.where(held < 0, held, rank[first + held.clamp_min(0)])
+        if selection.merged is not None:
+            if merged is None:
+                merged = tokens.embeddings[index]
+            merged[rank[first : first + len(selection)]] = selection.merged
         first += len(selection)
-    merged = [selection.merged for _, selection in chosen if selection.merged is not None]
-    return Selection(index, total, scores, torch.cat(merged)[order.to(merged[0].device)] if merged else None, into)
+    return Selection(index, total, scores, merged, into)
 
 
 def deal(budget: int, sizes: list[int]) -> list[int]:

@@ -281,7 +281,7 @@ class Session:
             processors = [WholeProcessor(processor, whole) for processor in kwargs["logits_processor"]]
             kwargs["logits_processor"] = LogitsProcessorList(processors)
         criteria = [WholeCriterion(criterion, whole) for criterion in kwargs.get("stopping_criteria") or ()]
-        clock = FirstToken(self.model.device, timings)
+        clock = FirstToken(ids.device, timings)
         kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, clock])
         if self.positions == "original" or prompt.position_ids.ndim == 3:
             kwargs["position_ids"] = prompt.position_ids.to(ids.device)

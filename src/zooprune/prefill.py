@@ -88,7 +88,7 @@ def prefill(
     visual_slots = torch.stack(list(slots.values())).any(0)
     text = mask.bool() & ~visual_slots
     context = [
-        {signal.name: signal.of(model, row[its]) for signal in of_prompt} for row, its in zip(ids, text, strict=True)
+        {signal.name: signal.of(model, row[its].to(device)) for signal in of_prompt} for row, its in zip(ids, text, strict=True)
     ]
     stays = torch.ones_like(ids, dtype=torch.bool)
     outputs: dict[str, ModelOutput] = {}
@@ -170,15 +170,13 @@ def _check_devices(
     for name, value in given.items():
         if not isinstance(value, Tensor):
             raise TypeError(f'{name} must be a tensor, not {type(value).__name__}; give return_tensors="pt"')
-    # An offloaded model has no weights where it computes: accelerate's hooks say where that is.
-    hook = getattr(model, "_hf_hook", None)
-    expected = getattr(hook, "execution_device", None)
-    device = model.device if expected is None else torch.device(expected)
-    spread = getattr(model, "hf_device_map", None) is not None
-    devices = {value.device for value in given.values()}
-    if "meta" in {one.type for one in devices} or (not spread and devices != {device}):
-        raise ValueError(f"the model is on {device}; move the inputs there with inputs.to(model.device)")
-    return inputs["input_ids"].device
+    device: torch.device = inputs["input_ids"].device
+    # Offloaded weights are on no device, and spread ones on several; accelerate takes inputs anywhere then.
+    elsewhere = model.device.type == "meta" or getattr(model, "hf_device_map", None) is not None
+    expected = device if elsewhere else model.device
+    if device.type == "meta" or any(value.device != expected for value in given.values()):
+        raise ValueError(f"the model is on {expected}; move the inputs there with inputs.to(model.device)")
+    return device
 
 
 def _groups(modality: Modality, visuals: Sequence[Visual], slots: Tensor, policy: Policy) -> list[tuple[int, Visual]]:

@@ -42,9 +42,9 @@ class Qwen2VL(Gridded):
         return positions
 
     def count_on(self, model: Any, prompt: Prompt) -> None:
-        """Set how far positions are ahead of the number of tokens."""
+        """Set how far positions are ahead of the number of tokens, padding included."""
         last = prompt.position_ids[1:, :, -1].amax(0)
-        model.model.rope_deltas = (last - prompt.attention_mask.sum(1) + 1)[:, None]
+        model.model.rope_deltas = (last + 1 - prompt.input_ids.shape[1])[:, None]
 
 
 class Qwen3VL(Qwen2VL):

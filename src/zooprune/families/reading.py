@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,7 @@ def reading(
 
 
 def run(model: nn.Module, call: Callable[[], Any], seen: Mapping[str, Seen]) -> Any:
-    """Call what is to be recorded; where compiled code hides its modules, run it uncompiled.
+    """Call what is to be recorded, uncompiled where it was compiled: compiled code does not show its modules.
 
     Parameters
     ----------
@@ -116,32 +116,38 @@ def run(model: nn.Module, call: Callable[[], Any], seen: Mapping[str, Seen]) -> 
     Raises
     ------
     ValueError
-        If something is not reached all the same.
+        If something is not reached.
     """
-    hidden: list[str] = []
-    if model not in _compiled:
+    with _uncompiled():
         output = call()
-        hidden = _missing(seen)
-        if not hidden:
-            return output
-    for record in seen.values():
-        for values in vars(record).values():
-            values.clear()
-    with torch.compiler.set_stance("force_eager"):
-        output = call()
-    missing = _missing(seen)
+    missing = [name for name, record in seen.items() if not any(vars(record).values())]
     if missing:
         raise ValueError(
             f"the forward pass of {type(model).__name__} does not reach its {missing[0]}; "
             "prune the model before it is wrapped or changed"
         )
-    if hidden:
-        _compiled.add(model)
     return output
 
 
-def _missing(seen: Mapping[str, Seen]) -> list[str]:
-    return [name for name, record in seen.items() if not any(vars(record).values())]
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Let compiled code run as it was before, in all threads, for as long as any thread is in such a block."""
+    global _inside
+    if "torch._dynamo" not in sys.modules:
+        # Nothing is compiled, and the compiler takes a second to import.
+        yield
+        return
+    with _making:
+        _inside += 1
+        if _inside == 1:
+            _stance.enter_context(torch.compiler.set_stance("force_eager"))
+    try:
+        yield
+    finally:
+        with _making:
+            _inside -= 1
+            if _inside == 0:
+                _stance.close()
 
 
 def _hook(record: Seen, mine: int, change: Change | None) -> Callable[..., Tensor | None]:
@@ -227,8 +233,9 @@ _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _making = threading.Lock()
 #: What this thread notes of attention modules, by their ids.
 _probing = threading.local()
-#: Models whose modules were found to be hidden in compiled code.
-_compiled: WeakSet[nn.Module] = WeakSet()
+#: How many threads run uncompiled, and what undoes it after the last.
+_inside = 0
+_stance = ExitStack()
 
 
 def _lock_of(model: nn.Module) -> Any:

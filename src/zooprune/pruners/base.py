@@ -82,7 +82,16 @@ class Pruner:
         return self.selector(tokens)(keep)
 
     def selector(self, tokens: VisualTokens) -> Select:
-        """Return what selects among these tokens, any number of times; scores are worked out once."""
+        """Return what selects among these tokens, any number of times; scores are worked out once.
+
+        Raises
+        ------
+        ValueError
+            If the tokens lack a signal that the method needs.
+        """
+        missing = [name for name in self.needs if name not in tokens.signals and name not in tokens.context]
+        if missing:
+            raise ValueError(f"{self.name} reads {missing[0]}, which these tokens lack; see zooprune.signals")
         if type(self).select is not Pruner.select:
             return partial(self.select, tokens)
         with torch.no_grad(), stage("score", tokens.features.device):

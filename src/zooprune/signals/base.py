@@ -59,4 +59,4 @@ class PromptSignal(ABC):
 
     @abstractmethod
     def of(self, model: Any, text_ids: Tensor) -> Tensor:
-        """Return the signal of one prompt, given the ids of its text, (T,), on the CPU."""
+        """Return the signal of one prompt, given the ids of its text, (T,), on the inputs' device."""

@@ -22,5 +22,5 @@ class Question(PromptSignal):
         """Return the rows of the table."""
         table = model.get_input_embeddings()
         with torch.no_grad():
-            rows: Tensor = table(text_ids.to(model.device))
+            rows: Tensor = table(text_ids)
         return rows.detach()

@@ -1,0 +1,54 @@
+"""CDPruner: diversity among tokens, weighted by the question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zooprune.precision import exact_float32
+from zooprune.pruners.base import Pruner
+from zooprune.selection.dpp import greedy_map
+from zooprune.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class CDPruner(Pruner):
+    """Keep a set of tokens that is diverse given the question: a determinantal point process over both.
+
+    With r the relevance of each token and c the cosines between embeddings, the kernel is r_i c_ij r_j, and tokens are
+    picked one by one for the largest determinant. Relevance is minus the mean cosine to the question, rescaled to
+    [0, 1] over the image: the published sign, which favours tokens that are unlike the text. The paper compares image
+    and text in CLIP's shared space. Here both are compared in the language model's embedding space, which every
+    model has; published figures were not measured that way.
+
+    Source: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs",
+    arXiv 2506.10967, NeurIPS 2025. The released code rescales over a whole batch, so that images change each other's
+    choice; here every image is rescaled by itself.
+    """
+
+    name: ClassVar[str] = "cdpruner"
+    source: ClassVar[str] = "CDPruner, arXiv 2506.10967"
+    needs: ClassVar[tuple[str, ...]] = ("question",)
+    scores_label: ClassVar[str] = "relevance"
+    query_aware: ClassVar[bool] = True
+
+    @exact_float32()
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Return the relevance of each token, all ones for a prompt without text."""
+        question = tokens.context["question"]
+        if not len(question):
+            return torch.ones(len(tokens), dtype=torch.float32, device=tokens.embeddings.device)
+        unit = F.normalize(tokens.embeddings.float(), dim=-1)
+        relevance = -(unit @ F.normalize(question.float(), dim=-1).T).mean(-1)
+        low, high = relevance.min(), relevance.max()
+        return torch.where(high > low, (relevance - low + 1e-6) / (high - low), 1.0)
+
+    @exact_float32()
+    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
+        """Pick greedily by determinants."""
+        unit = F.normalize(tokens.embeddings.float(), dim=-1) * scores[:, None]
+        return greedy_map(unit @ unit.T, keep)
