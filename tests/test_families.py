@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
+import transformers
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -14,10 +17,13 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from conftest import GRID, IMAGE, Row, clip_llama, make_inputs, pixtral_mistral, siglip_qwen2
+from conftest import GRID, IMAGE, Row, clip_llama, deprecations, make_inputs, pixtral_mistral, siglip_qwen2
+from zoo_of_models import BOS, TEXT, TOWER
 from zooprune import ZooPrune, prune
 from zooprune.families import find_family
+from zooprune.families.generic import CONFIGURED
 from zooprune.families.llava import Llava
 from zooprune.tokens import NEWLINE
 
@@ -138,5 +144,104 @@ def test_other_models_are_refused_with_what_is_supported():
 def test_a_model_with_positions_on_several_axes_needs_a_family_of_its_own():
     with torch.device("meta"):
         model = GlmOcrForConditionalGeneration(GlmOcrConfig())
-    with pytest.raises(ValueError, match=r"it lacks positions that follow the text's order; see"):
+    with pytest.raises(ValueError, match=r"reads image_grid_thw and positions that follow the text's order; see"):
         find_family(model)
+
+
+#: All classes that transformers loads as AutoModelForImageTextToText.
+CLASSES = sorted(
+    {
+        name
+        for names in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+        for name in ([names] if isinstance(names, str) else names)
+    }
+)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_of_transformers_is_served_or_refused(name):
+    """None is accepted whose encoder needs more than it will be given."""
+    kind = getattr(transformers, name)
+    try:
+        with torch.device("meta"):
+            model = kind(kind.config_class())
+    except Exception as error:
+        pytest.skip(f"its default configuration makes no model: {type(error).__name__}")
+    try:
+        family = find_family(model)
+    except ValueError as refusal:
+        assert str(refusal).startswith(name) and str(refusal).endswith("see: zooprune models")
+        return
+    assert "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+    for modality in family.modalities:
+        takes = inspect.signature(getattr(model.model, f"get_{modality}_features")).parameters
+        given = family.arguments(modality)
+        needed = [one.name for one in takes.values() if one.default is one.empty and one.kind != one.VAR_KEYWORD]
+        if family.architectures:
+            assert set(given) <= {*takes, *CONFIGURED}
+        assert set(needed) <= set(given)
+    if family.gives_tower_signals:
+        assert family.attentions(model)
+
+
+@pytest.mark.parametrize("adjacent", [False, True])
+def test_a_class_without_a_family(adjacent):
+    """Janus: tokens without places, and images that stand apart."""
+    config = transformers.JanusConfig(
+        vision_config={**TOWER, "image_size": 56, "patch_size": 14, "projection_dim": 32, "num_image_tokens": 16},
+        text_config={**TEXT, "model_type": "llama"}, image_token_id=IMAGE,
+        vq_config={"embed_dim": 8, "num_embeddings": 16, "base_channels": 32, "channel_multiplier": [1, 1]},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.JanusForConditionalGeneration(config).eval()
+    model.generation_config.pad_token_id = 0
+    ids = torch.tensor([[BOS, *[IMAGE] * 16, *[20] * (not adjacent), *[IMAGE] * 16, 9, 8]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(2, 3, 56, 56)}
+    options = {"max_new_tokens": 4, "do_sample": False}
+    plain = model.generate(**inputs, **options)
+    with prune(model, ZooPrune(keep=1.0)):
+        assert torch.equal(model.generate(**inputs, **options), plain)
+    with prune(model, ZooPrune(keep=5)) as session:
+        model.generate(**inputs, **options)
+    images = session.reports[0].images
+    assert [len(image.selection) for image in images] == ([5] if adjacent else [5, 5])
+    assert bool((images[0].positions[:, 2:] == NEWLINE).all())
+    # Its own `generate` passes an argument in a way that transformers is about to drop.
+    deprecations.messages = [message for message in deprecations.messages if "guidance_scale" not in message]
+
+
+# Models that something wraps
+
+
+def outputs_inside(model, wrapped, inputs):
+    options = {"max_new_tokens": 4, "do_sample": False}
+    with prune(model, ZooPrune(keep=3)) as session:
+        alone = model.generate(**inputs, **options)
+        through = wrapped.generate(**inputs, **options)
+    assert len(session.reports) == 2 and torch.equal(alone, through)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_a_peft_model_is_pruned_by_what_it_wraps():
+    peft = pytest.importorskip("peft")
+    model, inputs = clip_llama(), make_inputs(Row(1, 2))
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(TypeError, match=r"prune\(model.get_base_model\(\), ...\): calls through the PeftModel"):
+        find_family(wrapped)
+    outputs_inside(wrapped.get_base_model(), wrapped, inputs)
+
+
+def test_a_compiled_model_is_pruned_by_what_it_wraps():
+    model, inputs = clip_llama(), make_inputs(Row(1, 2))
+    wrapped = torch.compile(model, backend="eager")
+    with pytest.raises(TypeError, match=r"prune\(model._orig_mod, ...\): calls through the OptimizedModule"):
+        find_family(wrapped)
+    outputs_inside(wrapped._orig_mod, wrapped, inputs)
+
+
+def test_a_parallel_model_is_pruned_by_what_it_wraps():
+    model = clip_llama()
+    with pytest.raises(TypeError, match=r"prune what it wraps, prune\(model.module, ...\)"):
+        find_family(torch.nn.DataParallel(model))
+    with pytest.raises(TypeError, match=r"got Sequential$"):
+        find_family(torch.nn.Sequential(model))

@@ -7,14 +7,16 @@ import torch
 
 from zoo_of_models import BOS, CASES, IMAGE
 from zooprune import get_pruner, prune
-from zooprune.families import aya_vision, find_family, idefics3
-from zooprune.families.tiling import runs
+from zooprune.families import find_family, idefics3
+from zooprune.families.tiling import one_id_apart, runs
 
 GREEDY = {"max_new_tokens": 2, "do_sample": False}
 FENCE, FIRST, SECOND, WHOLE, BREAK, BEGIN, END, WORD = 50, 51, 52, 53, 54, 55, 56, 40
 
 
-@pytest.fixture(scope="module", params=["internvl", "idefics3", "smolvlm", "aya_vision", "cohere2_vision"])
+@pytest.fixture(
+    scope="module", params=["internvl", "qianfan_ocr", "idefics3", "smolvlm", "aya_vision", "cohere2_vision"]
+)
 def tiled(request):
     case = CASES[request.param]
     return case, case.model()
@@ -101,7 +103,7 @@ def test_fences_tell_where_an_image_ends(pieces, images):
     ],
 )
 def test_tiles_one_id_apart_are_one_image(pieces, images):
-    assert aya_vision._images(runs(torch.tensor([prompt(*pieces)]) == IMAGE)[0]) == images
+    assert one_id_apart(runs(torch.tensor([prompt(*pieces)]) == IMAGE)[0]) == images
 
 
 def test_rows_are_told_apart_by_their_own_markers():
@@ -115,3 +117,49 @@ def test_rows_are_told_apart_by_their_own_markers():
     with torch.no_grad():
         visuals = find_family(model).encode(model, "image", inputs).visuals
     assert [visual.length for visual in visuals] == [12, 12]
+
+
+def test_tiles_of_different_sizes_are_one_image():
+    """LFM2-VL: two tiles of 4 by 4 patches, and the whole of 2 by 4."""
+    case = CASES["lfm2_vl"]
+    model = case.model()
+    inputs = case.make(model, [[1, 0], [], [0]])
+    with prune(model, get_pruner("random", keep=5)) as session:
+        model.generate(**inputs, **GREEDY)
+    images = session.reports[0].images
+    assert [(image.row, image.selection.total, len(image.selection)) for image in images] == [
+        (0, 10, 5), (0, 6, 5), (2, 6, 5),
+    ]  # fmt: skip
+    square = [[row, column] for row in range(2) for column in range(2)]
+    places = [[0, tile, *place] for tile in range(2) for place in square] + [[0, 2, 0, 0], [0, 2, 0, 1]]
+    assert images[0].positions.tolist() == places
+
+
+@pytest.mark.parametrize(
+    ("tile", "patch", "place"),
+    [
+        (0, 0, (0, 0, 0)),
+        (0, 7, (0, 0, 1)),
+        (1, 13, (1, 1, 0)),
+        (1, 15, (1, 1, 1)),
+        (2, 5, (2, 0, 0)),
+        (2, 6, (2, 0, 1)),
+    ],
+)
+def test_padded_patches_are_where_they_say(tile, patch, place):
+    case = CASES["lfm2_vl"]
+    model = case.model()
+    for name, parameter in model.named_parameters():
+        if "vision_tower" in name and "out_proj" in name:
+            torch.nn.init.zeros_(parameter)
+    inputs = case.make(model, [[1]])
+    changed = inputs["pixel_values"].clone()
+    changed[tile, patch] += 1
+    with torch.no_grad():
+        family = find_family(model)
+        before, after = (
+            family.encode(model, "image", inputs | {"pixel_values": pixels}).visuals[0].tokens
+            for pixels in (inputs["pixel_values"], changed)
+        )
+    moved = (before.features - after.features).abs().amax(1) > 1e-6
+    assert before.positions[moved].tolist() == [[0, *place]]

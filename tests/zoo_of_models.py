@@ -56,7 +56,7 @@ class Case:
             for name, parameter in model.named_parameters():
                 if parameter.ndim > 1:
                     parameter.mul_(4)
-                elif "norm" not in name and parameter.std() == 0:
+                elif "norm" not in name and parameter.std(correction=0) == 0:
                     parameter.normal_(0, 0.02)
                 if not parameter.any():
                     parameter.normal_(0, 0.2)
@@ -170,7 +170,8 @@ def _gridded(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor,
     grid = GRIDS[kind]
     patches = grid[0] * grid[1] * grid[2]
     config = model.config.vision_config
-    width = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    channels = getattr(config, "in_channels", None) or config.num_channels
+    width = channels * getattr(config, "temporal_patch_size", 1) * config.patch_size**2
     return _noise(generator, patches, width), grid, [VISION_START, *[IMAGE] * (patches // 4), VISION_END]
 
 
@@ -263,6 +264,143 @@ def glm46v() -> Any:
     return glm4v("Glm46V")
 
 
+# Others with a grid of patches, which count positions like text
+
+
+def exaone() -> Any:
+    config = transformers.Exaone4_5_Config(
+        vision_config={
+            "depth": 2, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 4, "num_key_value_heads": 2,
+            "patch_size": 4, "intermediate_size": 48, "window_size": 16, "fullatt_block_indexes": [1],
+        },
+        text_config={**TEXT, "model_type": "exaone4", "layer_types": ["full_attention"] * 2},
+        image_token_id=IMAGE, video_token_id=VIDEO,
+    )  # fmt: skip
+    return transformers.Exaone4_5_ForConditionalGeneration(config)
+
+
+def hyperclovax() -> Any:
+    config = transformers.HyperCLOVAXVisionV2Config(
+        vision_config={
+            "model_type": "qwen2_5_vl_vision", "depth": 2, "hidden_size": 32, "out_hidden_size": 24, "num_heads": 2,
+            "patch_size": 4, "intermediate_size": 48, "window_size": 16, "fullatt_block_indexes": [1],
+        },
+        text_config={**TEXT, "model_type": "hyperclovax"}, image_token_id=IMAGE, video_token_id=VIDEO,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    return transformers.HyperCLOVAXVisionV2ForConditionalGeneration(config)
+
+
+def lfm3_vl() -> Any:
+    config = transformers.Lfm3VlConfig(
+        vision_config={
+            **TOWER, "num_key_value_heads": 1, "patch_size": 4, "layer_types": ["conv", "full_attention"],
+        },
+        text_config={**TEXT, "model_type": "lfm3", "layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
+        image_token_id=IMAGE, video_token_id=VIDEO, projector_hidden_size=40, tie_word_embeddings=False,
+    )  # fmt: skip
+    return transformers.Lfm3VlForConditionalGeneration(config)
+
+
+def minimax_m3() -> Any:
+    config = transformers.MiniMaxM3VLConfig(
+        vision_config={**TOWER, "hidden_size": 32, "patch_size": 4, "image_size": 56},
+        text_config={
+            **TEXT, "dense_intermediate_size": 48, "shared_intermediate_size": 48, "num_local_experts": 4,
+            "num_experts_per_tok": 2, "rotary_dim": 4, "mlp_layer_types": ["dense", "sparse"],
+        },
+        image_token_index=IMAGE, video_token_index=VIDEO, projector_hidden_size=40,
+    )  # fmt: skip
+    return transformers.MiniMaxM3SparseForConditionalGeneration(config)
+
+
+def glm5_next() -> Any:
+    config = transformers.Glm5NextConfig(
+        vision_config={
+            "depth": 2, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2, "patch_size": 4,
+            "intermediate_size": 48, "image_size": 32, "projection_intermediate_size": 40,
+        },
+        text_config={
+            **TEXT, "num_key_value_heads": 4, "layer_types": ["linear_attention", "indexed_attention"],
+            "mlp_layer_types": ["dense", "sparse"], "moe_intermediate_size": 16, "n_routed_experts": 4,
+            "num_experts_per_tok": 2, "kv_lora_rank": 16, "q_lora_rank": 16, "v_head_dim": 8, "qk_nope_head_dim": 8,
+            "linear_head_dim": 8, "linear_num_heads": 2, "index_head_dim": 8, "index_n_heads": 2,
+        },
+        image_token_id=IMAGE, video_token_id=VIDEO, video_start_token_id=7, video_end_token_id=8,
+    )  # fmt: skip
+    return transformers.Glm5NextForConditionalGeneration(config)
+
+
+def videollama3() -> Any:
+    config = transformers.VideoLlama3Config(
+        vision_config={**TOWER, "hidden_size": 32, "patch_size": 4}, text_config={**TEXT, "model_type": "qwen2"},
+        image_token_id=IMAGE, video_token_id=VIDEO,
+    )  # fmt: skip
+    return transformers.VideoLlama3ForConditionalGeneration(config)
+
+
+def _grids_alone(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    return {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor(sizes)}
+
+
+def _merge_sizes(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    return _grids_alone(pixels, sizes, ids) | {"image_merge_sizes": torch.full((len(sizes),), 2)}
+
+
+# LFM2-VL
+
+TILES = (((4, 6),), ((4, 4), (4, 4), (2, 4)))
+
+
+def lfm2_vl(*, norm: bool = True) -> Any:
+    config = transformers.Lfm2VlConfig(
+        vision_config={
+            **TOWER, "patch_size": 4, "num_patches": 16, "vision_use_head": False, "model_type": "siglip2_vision_model",
+        },
+        text_config={
+            **TEXT, "model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False,
+        },
+        image_token_id=IMAGE, projector_hidden_size=40, projector_use_layernorm=norm, tie_word_embeddings=False,
+    )  # fmt: skip
+    return transformers.Lfm2VlForConditionalGeneration(config)
+
+
+def lfm2_vl_plain() -> Any:
+    return lfm2_vl(norm=False)
+
+
+def _padded_tiles(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
+    """Draw tiles of any size, padded to the patches of the largest, with a name before each of several."""
+    tiles = TILES[kind]
+    pixels = torch.zeros(len(tiles), 24, 3 * 4**2)
+    stands = [VISION_START]
+    for number, (rows, columns) in enumerate(tiles):
+        pixels[number, : rows * columns] = _noise(generator, rows * columns, 3 * 4**2)
+        stands += [*[7 + number] * (len(tiles) > 1), *[IMAGE] * (rows * columns // 4)]
+    return pixels, tuple(side for tile in tiles for side in tile), [*stands, VISION_END]
+
+
+def _shapes(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    shapes = torch.tensor([side for size in sizes for side in size]).view(-1, 2)
+    mask = (torch.arange(24) < shapes.prod(1)[:, None]).long()
+    return {"pixel_values": torch.cat(pixels), "spatial_shapes": shapes, "pixel_attention_mask": mask}
+
+
+# Video-LLaVA
+
+
+def video_llava() -> Any:
+    config = transformers.VideoLlavaConfig(
+        vision_config=CLIP, text_config={**TEXT, "model_type": "llama"}, image_token_index=IMAGE,
+        video_token_index=VIDEO, vision_feature_layer=-2,
+    )  # fmt: skip
+    return transformers.VideoLlavaForConditionalGeneration(config)
+
+
+def _by_another_name(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    return {"pixel_values_images": torch.stack(pixels)}
+
+
 # InternVL, Gemma 3, PaliGemma, Idefics3, SmolVLM, Mistral 3, Aya Vision
 
 
@@ -272,6 +410,14 @@ def internvl() -> Any:
         text_config={**TEXT, "model_type": "qwen2"}, image_token_id=IMAGE, image_seq_length=4,
     )  # fmt: skip
     return transformers.InternVLForConditionalGeneration(config)
+
+
+def qianfan_ocr() -> Any:
+    config = transformers.QianfanOCRConfig(
+        vision_config={**TOWER, "image_size": [56, 56], "patch_size": [14, 14]},
+        text_config={**TEXT, "model_type": "qwen3"}, image_token_id=IMAGE, image_seq_length=4,
+    )  # fmt: skip
+    return transformers.QianfanOCRForConditionalGeneration(config)
 
 
 def _intern_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
@@ -373,6 +519,19 @@ def mistral3() -> Any:
     return transformers.Mistral3ForConditionalGeneration(config)
 
 
+def mistral_large4() -> Any:
+    text = {
+        **TEXT, "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 8, "qk_nope_head_dim": 8,
+        "index_head_dim": 16, "index_n_heads": 2,
+    }  # fmt: skip
+    config = transformers.MistralLarge4Config(
+        vision_config={**TOWER, "image_size": 112, "patch_size": 14, "model_type": "pixtral"}, text_config=text,
+        image_token_id=IMAGE, spatial_merge_size=2, vision_feature_layer=-1,
+    )  # fmt: skip
+    return transformers.MistralLarge4ForConditionalGeneration(config)
+
+
 def _pixtral_image(model: Any, generator: torch.Generator, kind: int) -> tuple[Tensor, tuple[int, ...], list[int]]:
     height, width = ((56, 84), (112, 56))[kind]
     pixels = torch.zeros(3, 112, 112)
@@ -409,6 +568,23 @@ def deepseek_vl() -> Any:
     return transformers.DeepseekVLForConditionalGeneration(config)
 
 
+def deepseek_vl_hybrid() -> Any:
+    eyes = {
+        **TOWER, "model_type": "sam_vision_model", "image_size": 64, "patch_size": 8, "output_channels": 8,
+        "window_size": 4, "global_attn_indexes": [0], "num_pos_feats": 12,
+    }  # fmt: skip
+    config = transformers.DeepseekVLHybridConfig(
+        vision_config=SIGLIP, high_res_vision_config=eyes, text_config={**TEXT, "model_type": "llama"},
+        image_token_id=IMAGE, tie_word_embeddings=False,
+    )  # fmt: skip
+    return transformers.DeepseekVLHybridForConditionalGeneration(config)
+
+
+def _both_sizes(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> dict[str, Any]:
+    small = torch.stack(pixels)
+    return {"pixel_values": small, "high_res_pixel_values": torch.nn.functional.interpolate(small, (64, 64))}
+
+
 CASES = {
     case.name: case
     for case in (
@@ -433,6 +609,18 @@ CASES = {
         Case("aya_vision", aya_vision, _named_image, _concatenate, kinds=2),
         Case("cohere2_vision", cohere2_vision, _broken_image, _concatenate, kinds=2),
         Case("deepseek_vl", deepseek_vl, _square(56, 16), _stack),
+        Case("deepseek_vl_hybrid", deepseek_vl_hybrid, _square(56, 16), _both_sizes),
+        Case("qianfan_ocr", qianfan_ocr, _intern_image, _concatenate, kinds=2),
+        Case("mistral_large4", mistral_large4, _pixtral_image, _sized, kinds=2),
+        Case("video_llava", video_llava, _square(56, 16), _by_another_name),
+        Case("exaone", exaone, _gridded, _grids_alone, kinds=3),
+        Case("hyperclovax", hyperclovax, _gridded, _grids_alone, kinds=3),
+        Case("lfm2_vl", lfm2_vl, _padded_tiles, _shapes, kinds=2),
+        Case("lfm2_vl_plain", lfm2_vl_plain, _padded_tiles, _shapes, kinds=2),
+        Case("lfm3_vl", lfm3_vl, _gridded, _grids_alone, kinds=3),
+        Case("minimax_m3", minimax_m3, _gridded, _grids_alone, kinds=3),
+        Case("glm5_next", glm5_next, _gridded, _grids_alone, kinds=3),
+        Case("videollama3", videollama3, _gridded, _merge_sizes, kinds=3),
     )
 }
 
@@ -440,10 +628,16 @@ CASES = {
 # Videos
 
 VIDEO_CASES = (
-    "llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "glm46v",
+    "llava_next_video", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "exaone",
+    "hyperclovax", "lfm3_vl", "minimax_m3", "glm5_next", "videollama3", "glm4v", "glm46v",
 )  # fmt: skip
 #: Models whose clips come as one tensor and so have one length, and those that take no image beside a video.
-ONE_LENGTH, VIDEOS_ALONE = VIDEO_CASES[:2], VIDEO_CASES[-2:]
+ONE_LENGTH, VIDEOS_ALONE = VIDEO_CASES[:3], VIDEO_CASES[-2:]
+#: Models whose frames stand in the prompt one by one, and those whose videos have the placeholder of images.
+FRAME_BY_FRAME = ("qwen3_vl", "qwen3_5", "minimax_m3", "glm5_next", *VIDEOS_ALONE)
+SAME_PLACEHOLDER = ("glm5_next", *VIDEOS_ALONE)
+#: Tokens of a frame, and what stands behind a clip.
+FRAMES = {"llava_next_video": (4, []), "llava_onevision": (4, [VIDEO]), "video_llava": (17, [])}
 
 
 def make_videos(name: str, model: Any, rows: list[list[int]], seed: int = 0) -> dict[str, Any]:
@@ -471,21 +665,25 @@ def make_videos(name: str, model: Any, rows: list[list[int]], seed: int = 0) -> 
         inputs |= case.inputs(pixels, sizes, ids)
     if clips:
         inputs["pixel_values_videos"] = torch.stack(clips) if name in ONE_LENGTH else torch.cat(clips)
-    if name not in ONE_LENGTH:
+    if name.startswith(("qwen2", "qwen3", "glm4")):
         shown = ids == (IMAGE if name in VIDEOS_ALONE else VIDEO)
         inputs["mm_token_type_ids"] = (ids == IMAGE).int().masked_fill(shown, 2)
-        inputs |= {"video_grid_thw": torch.tensor(grids)} if clips else {}
+    if name not in ONE_LENGTH and clips:
+        inputs["video_grid_thw"] = torch.tensor(grids)
+    if name == "videollama3" and clips:
+        inputs["video_merge_sizes"] = torch.full((len(clips),), 2)
     return inputs
 
 
 def _clip(name: str, width: int, generator: torch.Generator, frames: int) -> tuple[Tensor, list[int]]:
     """Draw a clip, and return its pixels and the ids that stand for it."""
     if name in ONE_LENGTH:
-        newline = [VIDEO] if name == "llava_onevision" else []
-        return _noise(generator, frames, 3, 56, 56), [*[VIDEO] * 4 * frames, *newline]
+        tokens, behind = FRAMES[name]
+        return _noise(generator, frames, 3, 56, 56), [*[VIDEO] * tokens * frames, *behind]
     clip = _noise(generator, frames * 24, width)
-    if name.startswith("qwen2"):
+    if name not in FRAME_BY_FRAME:
         return clip, [VISION_START, *[VIDEO] * 6 * frames, VISION_END]
     # Every frame stands by itself, with the time it was taken at.
-    placeholder = IMAGE if name in VIDEOS_ALONE else VIDEO
-    return clip, [x for time in range(frames) for x in (40 + time, VISION_START, *[placeholder] * 6, VISION_END)]
+    placeholder = IMAGE if name in SAME_PLACEHOLDER else VIDEO
+    stands = [x for time in range(frames) for x in (40 + time, VISION_START, *[placeholder] * 6, VISION_END)]
+    return clip, [7, *stands, 8] if name == "glm5_next" else stands

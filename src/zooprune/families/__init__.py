@@ -9,7 +9,7 @@ from importlib import import_module
 from transformers import PreTrainedModel
 
 from zooprune.families.base import Family
-from zooprune.families.generic import Generic, find_projector
+from zooprune.families.generic import Generic, lacking
 
 
 def _families() -> tuple[Family, ...]:
@@ -37,12 +37,12 @@ def find_family(model: PreTrainedModel) -> Family:
     Raises
     ------
     TypeError
-        If `model` is not a transformers model.
+        If `model` is not a transformers model; the message says what to pass where it wraps one.
     ValueError
         If no family serves its class and it lacks what the generic one needs; the message says what.
     """
     if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"expected a transformers model, got {type(model).__name__}")
+        raise TypeError(f"expected a transformers model, got {type(model).__name__}{_wrapped(model)}")
     # A subclass builds its prompts like its parent.
     names = {parent.__name__ for parent in type(model).__mro__}
     for family in FAMILIES:
@@ -51,18 +51,24 @@ def find_family(model: PreTrainedModel) -> Family:
     kind = type(model).__name__
     if not hasattr(model.config, "vision_config"):
         raise ValueError(f"{kind} has no vision tower, so there is nothing to prune; see: zooprune models")
-    missing = []
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        missing.append("a forward pass that takes mm_encoder_outputs")
-    if not hasattr(getattr(model, "model", None), "get_image_features"):
-        missing.append("get_image_features")
-    elif find_projector(model) is None:
-        missing.append("a projector in a usual place")
-    if hasattr(getattr(model, "model", None), "get_rope_index"):
-        missing.append("positions that follow the text's order")
+    missing = lacking(model)
     if missing:
         raise ValueError(f"{kind} is not supported, it lacks {' and '.join(missing)}; see: zooprune models")
     return _GENERIC
+
+
+def _wrapped(model: object) -> str:
+    """Return how to prune what another object wraps, to end a sentence with; nothing if it wraps no model."""
+    # Known by what they are made of, so that none of their packages need be there. The base model of a PeftModel
+    # answers for its own `generate`, which the wrapper's calls.
+    wrappers = {"get_base_model": "get_base_model()", "_orig_mod": "_orig_mod", "module": "module"}
+    for name, path in wrappers.items():
+        inner = getattr(model, name, None)
+        inner = inner() if name == "get_base_model" and callable(inner) else inner
+        if isinstance(inner, PreTrainedModel):
+            calls = f"calls through the {type(model).__name__} are then pruned as well"
+            return f"; prune what it wraps, prune(model.{path}, ...): {calls}"
+    return ""
 
 
 __all__ = ["FAMILIES", "Family", "find_family"]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from zooprune.families.base import Family
-from zooprune.families.tiling import pooled, runs, square_tiles, tiled_images
+from zooprune.families.tiling import one_id_apart, pooled, runs, square_tiles, tiled_images
 from zooprune.projectors import GatedMLP
 from zooprune.signals import TowerSignal
 from zooprune.visuals import Encoded, Modality
@@ -45,15 +45,4 @@ class AyaVision(Family):
         given = pooled(patches, embeddings.shape[1])
         tiles = square_tiles(seen["projector"].read, embeddings, self.token_wise(projector), given)
         prompts = runs(self.slots(model, modality, inputs["input_ids"]))
-        return Encoded(tiled_images(tiles, [slots for prompt in prompts for slots in _images(prompt)]), output)
-
-
-def _images(prompt: list[range]) -> list[int]:
-    """Return how many slots each image of a prompt fills, from the runs of slots in it."""
-    images: list[int] = []
-    for number, run in enumerate(prompt):
-        if number and run.start - prompt[number - 1].stop == 1:
-            images[-1] += len(run)
-        else:
-            images.append(len(run))
-    return images
+        return Encoded(tiled_images(tiles, [slots for prompt in prompts for slots in one_id_apart(prompt)]), output)

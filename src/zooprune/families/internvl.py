@@ -1,4 +1,4 @@
-"""InternVL 3 and 3.5 ("-hf"): tiles of 448 pixels, four patches shuffled into a token, a norm before the projector."""
+"""InternVL 3 and 3.5 ("-hf") and Qianfan-OCR: tiles, four patches shuffled into a token, a norm before two layers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from zooprune.visuals import Encoded, Modality
 
 
 class InternVL(Family):
-    """``InternVLForConditionalGeneration``. The last of several tiles is the whole image in small."""
+    """``InternVL`` and ``QianfanOCRForConditionalGeneration``.
 
-    architectures = ("InternVLForConditionalGeneration",)
-    title = "InternVL 3 and 3.5"
+    The last of several tiles is the whole image in small.
+    """
+
+    architectures = ("InternVLForConditionalGeneration", "QianfanOCRForConditionalGeneration")
+    title = "InternVL 3 and 3.5, Qianfan-OCR"
     traits = ("tiles",)
     image_arguments = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zooprune.families.base import Family
-from zooprune.families.tiling import grid_positions
+from zooprune.families.tiling import blocks, grid_positions
 from zooprune.projectors import NormedMLP
 from zooprune.signals import TowerSignal
 from zooprune.tokens import VisualTokens
@@ -17,18 +17,21 @@ from zooprune.visuals import Encoded, Modality, Visual
 
 
 class Mistral3(Family):
-    """``Mistral3ForConditionalGeneration``. A row of tokens ends with a break, which is text and stays."""
+    """``Mistral3`` and ``MistralLarge4ForConditionalGeneration``.
 
-    architectures = ("Mistral3ForConditionalGeneration",)
-    title = "Mistral Small 3.1 and later"
+    A row of tokens ends with a break, which is text and stays.
+    """
+
+    architectures = ("Mistral3ForConditionalGeneration", "MistralLarge4ForConditionalGeneration")
+    title = "Mistral Small 3.1 and later, Mistral Large 4"
     traits = ("any size",)
     image_arguments = ("pixel_values", "image_sizes", "vision_feature_layer")
 
     def tail(self, projector: Any) -> nn.Module:
         """Return norm, merging and first layer in one, activation, second layer."""
         first = MergingLinear(projector.patch_merger.merging_layer, projector.linear_1)
-        blocks = projector.patch_merger.spatial_merge_size**2
-        return NormedMLP(projector.norm, first, projector.act, projector.linear_2, blocks)
+        merged = projector.patch_merger.spatial_merge_size**2
+        return NormedMLP(projector.norm, first, projector.act, projector.linear_2, merged)
 
     def encode(
         self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
@@ -44,18 +47,10 @@ class Mistral3(Family):
         patches = seen["projector"].read.split(sizes)
         given = {name: values.flatten(0, 1).split(sizes) for name, values in signalled.items()}
         for number, (x, z, grid) in enumerate(zip(patches, output.pooler_output, grids, strict=True)):
-            means = {name: _blocks(values[number], grid, merge).mean(1) for name, values in given.items()}
+            means = {name: blocks(values[number], grid, merge).mean(1) for name, values in given.items()}
             positions = grid_positions(grid[0] // merge, grid[1] // merge, device=z.device)
-            visuals.append(Visual.plain(VisualTokens(_blocks(x, grid, merge).flatten(1), z, tail, positions, means)))
+            visuals.append(Visual.plain(VisualTokens(blocks(x, grid, merge).flatten(1), z, tail, positions, means)))
         return Encoded(visuals, output)
-
-
-def _blocks(patches: Tensor, grid: tuple[int, int], merge: int) -> Tensor:
-    """Return the patches of each token, (tokens, merge * merge, d)."""
-    # A last row or column that fills no block is left out, as the model does.
-    rows, columns = grid
-    whole = patches.view(rows, columns, -1)[: rows // merge * merge, : columns // merge * merge]
-    return whole.unflatten(1, (-1, merge)).unflatten(0, (-1, merge)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
 class MergingLinear(nn.Module):

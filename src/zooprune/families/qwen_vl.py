@@ -2,73 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from zooprune.compaction import Prompt
-from zooprune.families.base import Family
-from zooprune.families.tiling import grid_positions
+from zooprune.families.gridded import Gridded
 from zooprune.projectors import NormedMLP
-from zooprune.signals import TowerSignal
-from zooprune.tokens import VisualTokens
-from zooprune.visuals import Encoded, Modality, Visual
-
-_DIGITS, _BASE = 4, 128
 
 
-class Qwen2VL(Family):
+class Qwen2VL(Gridded):
     """``Qwen2VLForConditionalGeneration`` and ``Qwen2_5_VLForConditionalGeneration``."""
 
     architectures: ClassVar[tuple[str, ...]] = ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
     title = "Qwen2-VL, Qwen2.5-VL"
     traits: ClassVar[tuple[str, ...]] = ("any size", "M-RoPE")
     positions = "original"
-    tower = "visual"
-    image_arguments = ("pixel_values", "image_grid_thw")
-    video_arguments: ClassVar[tuple[str, ...]] = ("pixel_values_videos", "video_grid_thw")
     consumed = ("mm_token_type_ids", "second_per_grid_ts")
+
+    def merger(self, model: Any) -> nn.Module:
+        """Return the last module of the tower."""
+        module: nn.Module = model.model.visual.merger
+        return module
 
     def tail(self, projector: Any) -> nn.Module:
         """Return the merger as norm, layer, activation, layer."""
-        first, activation, second = projector.mlp
-        blocks = first.in_features // projector.ln_q.weight.shape[0]
-        return NormedMLP(projector.ln_q, first, activation, second, blocks)
-
-    def encode(
-        self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
-    ) -> Encoded:
-        """Encode; the merger may run in another order than the one its output comes in, and is followed there."""
-        merger = model.model.visual.merger
-        tail = self.token_wise(merger)
-        # Numbers written beside the merger's output go wherever it goes.
-        output, seen, patches = self.forward(
-            model, modality, inputs, {"projector": merger}, signals,
-            change={"projector": lambda out: torch.cat([out, _numbers(out)], dim=-1)},
-        )  # fmt: skip
-        width = output.pooler_output[0].shape[-1] - _DIGITS
-        order = torch.cat([rows[:, width:] for rows in output.pooler_output])
-        output.pooler_output = [rows[:, :width] for rows in output.pooler_output]
-        numbers = _read_numbers(order)
-        features = seen["projector"].read.view(len(order), -1)[numbers]
-        # Patches go through the tower in the order of the merger, those of a token one after the other.
-        means = {
-            name: values.reshape(len(order), -1, values.shape[-1]).mean(1)[numbers] for name, values in patches.items()
-        }
-        merge = model.model.visual.spatial_merge_size
-        grids = inputs[self.arguments(modality)[1]].tolist()
-        visuals = []
-        lengths = [len(rows) for rows in output.pooler_output]
-        given = {name: values.split(lengths) for name, values in means.items()}
-        for number, (x, z, (frames, rows, columns)) in enumerate(
-            zip(features.split(lengths), output.pooler_output, grids, strict=True)
-        ):
-            positions = grid_positions(rows // merge, columns // merge, frames=frames, device=z.device)
-            mine = {name: values[number] for name, values in given.items()}
-            visuals.append(Visual.plain(VisualTokens(x, z, tail, positions, mine)))
-        return Encoded(visuals, output)
+        return two_layers(projector)
 
     def axes(self, model: Any, inputs: Mapping[str, Any], attention_mask: Tensor) -> Tensor | None:
         """Return time, row and column of every prompt token, as the model itself counts them."""
@@ -107,12 +67,7 @@ class Qwen3VL(Qwen2VL):
         return NormedMLP(projector.norm, first, projector.act_fn, second, blocks)
 
 
-def _numbers(rows: Tensor) -> Tensor:
-    """Return the number of every row in digits that half precision holds exactly: (rows, digits)."""
-    number = torch.arange(len(rows), device=rows.device)
-    return torch.stack([number // _BASE**place % _BASE for place in range(_DIGITS)], dim=-1).to(rows.dtype)
-
-
-def _read_numbers(digits: Tensor) -> Tensor:
-    powers = torch.tensor([_BASE**place for place in range(_DIGITS)], device=digits.device)
-    return (digits.long() * powers).sum(-1)
+def two_layers(merger: Any) -> NormedMLP:
+    """Return a merger of Qwen2-VL's form as norm, layer, activation, layer."""
+    first, activation, second = merger.mlp
+    return NormedMLP(merger.ln_q, first, activation, second, first.in_features // merger.ln_q.weight.shape[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import Any
 
@@ -67,6 +67,16 @@ def pooled(patches: Mapping[str, Tensor], total: int) -> dict[str, Tensor]:
     return {name: mean(values) for name, values in patches.items()}
 
 
+def blocks(patches: Tensor, grid: Sequence[int], merge: int) -> Tensor:
+    """Return the patches of each token, (tokens, merge * merge, d), from patches in raster order, (rows * columns, d).
+
+    A last row or column that fills no block is left out.
+    """
+    rows, columns = grid
+    whole = patches.view(rows, columns, -1)[: rows // merge * merge, : columns // merge * merge]
+    return whole.unflatten(1, (-1, merge)).unflatten(0, (-1, merge)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+
 def runs(slots: Tensor) -> list[list[range]]:
     """Return, for every prompt, the runs of slots that follow each other without a break.
 
@@ -81,13 +91,29 @@ def runs(slots: Tensor) -> list[list[range]]:
     return prompts
 
 
+def one_id_apart(prompt: list[range]) -> list[int]:
+    """Return how many slots each image of a prompt fills, where a single id stands between the tiles of an image.
+
+    Parameters
+    ----------
+    prompt : list of range
+        The runs of slots in it.
+    """
+    images: list[int] = []
+    for number, run in enumerate(prompt):
+        if number and run.start - prompt[number - 1].stop == 1:
+            images[-1] += len(run)
+        else:
+            images.append(len(run))
+    return images
+
+
 def tiled_images(tiles: list[VisualTokens], slots: list[int]) -> list[Visual]:
     """Join tiles to images, numbered by tile.
 
     Parameters
     ----------
     tiles : list of VisualTokens
-        All of one size.
     slots : list of int
         How many slots each image fills.
 
@@ -96,12 +122,14 @@ def tiled_images(tiles: list[VisualTokens], slots: list[int]) -> list[Visual]:
     ValueError
         If an image is not a whole number of tiles, or there are more or fewer tiles than slots for them.
     """
-    size = len(tiles[0])
-    if any(count % size for count in slots) or sum(slots) != size * len(tiles):
+    ends = list(accumulate(map(len, tiles)))
+    filled = list(accumulate(slots))
+    if not set(filled) <= set(ends) or filled[-1:] != ends[-1:]:
         found = ", ".join(map(str, slots)) or "no"
+        sizes = " or ".join(map(str, sorted({len(tile) for tile in tiles})))
         raise ValueError(
-            f"the prompts have images of {found} placeholders, which {len(tiles)} tiles of {size} do not fill; "
+            f"the prompts have images of {found} placeholders, which {len(tiles)} tiles of {sizes} do not fill; "
             "pass the ids and pixels of the same processor call"
         )
-    bounds = accumulate((count // size for count in slots), initial=0)
+    bounds = [0, *(ends.index(end) + 1 for end in filled)]
     return [Visual.plain(joined(tiles[start:end], axis=1)) for start, end in pairwise(bounds)]

@@ -18,8 +18,8 @@ _CHUNK = 256
 class TowerAttention(TowerSignal):
     """The attention each patch receives, averaged over heads: (sequences, patches, 1).
 
-    It is the class token's attention where the tower has a class token, and the mean over all patches otherwise. It is
-    worked out from queries and keys, so that the tower keeps its own attention kernel.
+    It is the class token's attention where the tower has a class token, and the mean over all patches otherwise, except
+    those of padding. It is worked out from queries and keys, so that the tower keeps its own attention kernel.
     """
 
     @exact_float32()
@@ -35,11 +35,20 @@ def _received(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, c
     """Return (B, N), the class token included."""
     asking = query[:, :, :1] if class_token else query
     received = torch.zeros(len(key), key.shape[2], dtype=torch.float32, device=key.device)
-    keys = key.float().mT
+    # Several heads of queries may share one of keys.
+    keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).float().mT
+    real = torch.ones_like(received) if mask is None else _seen(mask).expand_as(received)
     for start in range(0, asking.shape[2], _CHUNK):
         scores = asking[:, :, start : start + _CHUNK].float() @ keys * scaling
         if mask is not None:
             rows = mask[..., start : start + _CHUNK, :]
             scores = scores.masked_fill(~rows, -torch.inf) if rows.dtype == torch.bool else scores + rows.float()
-        received += scores.softmax(-1).mean(1).sum(1)
-    return received / asking.shape[2]
+        given = scores.softmax(-1).mean(1)
+        received += (given * real[:, start : start + given.shape[1], None]).sum(1)
+    return received / real[:, : asking.shape[2]].sum(1, keepdim=True)
+
+
+def _seen(mask: Tensor) -> Tensor:
+    """Return 1 for each key that any query may see and 0 for padding, (B, N)."""
+    allowed = mask if mask.dtype == torch.bool else mask == 0
+    return allowed.any(-2)[:, 0].float()
