@@ -219,6 +219,15 @@ def test_the_benchmark_renders_to_the_same_pixels_everywhere():
     assert [checksum(scene_image(number)) for number in range(len(checksums()))] == checksums()
 
 
+def test_the_benchmark_needs_the_package_alone():
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('skimage', 'sklearn', 'matplotlib'));"
+        "from zooprune.bundled.benchmark import checksum, checksums, scene_image;"
+        "assert checksum(scene_image(0)) == checksums()[0]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_blind_cannot_do_much_better_than_guess():
     answers = {kind: Counter() for kind in KINDS}
     for item in load_benchmark():
