@@ -12,8 +12,9 @@ HARNESS_PIP := $(HARNESS)/bin/python -m pip --disable-pip-version-check install 
 DEVICE ?= cpu
 SHAPES ?= small
 
-# Where `make mutants` looks; it takes some minutes for a file of this size.
-MUTATE ?= src/zooprune/budgeting.py src/zooprune/compaction.py
+# Which modules `make mutants` changes, of those named in pyproject.toml, and for how many seconds at most.
+MUTATE ?= zooprune.budgeting.* zooprune.compaction.*
+MUTATE_LIMIT ?= 3000
 
 .PHONY: help demo test test-extras test-harness bench lint structure mutants format clean
 .DEFAULT_GOAL := help
@@ -26,7 +27,7 @@ help:
 	@echo "make bench   install, then measure scoring, picking, whole requests and memory (SHAPES=small DEVICE=cpu)"
 	@echo "make lint    install, then check style, types and which part imports which"
 	@echo "make structure  print which part of the package imports which"
-	@echo "make mutants  change the code in many small ways and list the changes that no test notices (MUTATE=FILES)"
+	@echo "make mutants  change the code in many small ways and list the changes that no test notices (MUTATE='zooprune.selection.*')"
 	@echo "make format  rewrite the code in the project's style"
 	@echo "make clean   remove the environment and caches"
 
@@ -85,6 +86,12 @@ lint: $(VENV)/installed
 
 structure: $(VENV)/installed
 	$(BIN)/python tools/structure.py
+
+# What was tried is kept in mutants/: the command resumes.
+mutants: $(VENV)/installed
+	@$(PIP) mutmut
+	-OMP_NUM_THREADS=1 timeout $(MUTATE_LIMIT) $(BIN)/mutmut run --max-children 2 $(patsubst %,'%',$(MUTATE))
+	$(BIN)/mutmut results
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
