@@ -43,6 +43,46 @@ def test_a_cut_batch_is_its_rows_cut_by_hand(batch, positions):
     torch.testing.assert_close(cut.gather(ids, PAD), cut.input_ids, rtol=0, atol=0)
 
 
+@settings(max_examples=100, deadline=None)
+@given(batches(), st.sampled_from(["contiguous", "original"]))
+def test_positions_on_further_axes_are_cut_by_hand(batch, positions):
+    rows, ids, mask, slots, kept = batch
+    stays = torch.ones_like(slots)
+    stays[slots] = kept
+    stays &= mask.bool()
+    if not bool(stays.any(1).all()):
+        return
+    axes = torch.randint(0, 100, (2, *ids.shape), generator=torch.Generator().manual_seed(len(rows)))
+    cut = compact(ids, mask, slots, kept, positions=positions, pad_token_id=PAD, axes=axes)
+    assert cut.position_ids.shape == (3, *cut.input_ids.shape)
+    for number, places in enumerate(stays):
+        real = cut.attention_mask[number].bool()
+        order = list(range(int(real.sum())))
+        assert cut.position_ids[0, number][real].tolist() == order
+        for axis, found in zip(axes, cut.position_ids[1:, number], strict=True):
+            # Nothing is numbered anew where nothing was dropped.
+            as_before = positions == "original" or bool(kept.all())
+            assert found[real].tolist() == (axis[number][places].tolist() if as_before else order)
+        assert cut.source[number].tolist() == [-1] * int((~real).sum()) + places.nonzero()[:, 0].tolist()
+        assert bool((cut.position_ids[0, number][~real] == 0).all())
+
+
+def test_prompts_are_repeated_one_after_the_other_and_moved():
+    ids = torch.tensor([[PAD, 7, IMAGE, 8], [IMAGE, 9, IMAGE, 8]])
+    axes = torch.arange(16).view(2, 2, 4)
+    cut = compact(
+        ids, (ids != PAD).long(), ids == IMAGE, torch.tensor([True, False, True]), positions="original",
+        pad_token_id=PAD, axes=axes,
+    )  # fmt: skip
+    twice = cut.repeated(2)
+    for name in ("input_ids", "attention_mask", "source"):
+        one, other = getattr(cut, name)
+        assert torch.equal(getattr(twice, name), torch.stack([one, one, other, other]))
+    assert torch.equal(twice.position_ids, cut.position_ids[:, [0, 0, 1, 1]])
+    moved = cut.to(torch.device("meta"))
+    assert {value.device.type for value in vars(moved).values()} == {"meta"}
+
+
 def test_a_wrong_number_of_tokens_is_refused():
     ids = torch.tensor([[1, IMAGE, IMAGE, 7]])
     with pytest.raises(ValueError, match="2 image placeholders but the images fill 3"):
