@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
+EXTRAS := .extras
 HARNESS := .venv-harness
 HARNESS_PIP := $(HARNESS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
@@ -11,15 +12,22 @@ HARNESS_PIP := $(HARNESS)/bin/python -m pip --disable-pip-version-check install 
 DEVICE ?= cpu
 SHAPES ?= small
 
-.PHONY: help demo test test-harness bench lint format clean
+# Which modules `make mutants` changes, of those named in pyproject.toml, and for how many seconds at most.
+MUTATE ?= zooprune.budgeting.* zooprune.compaction.*
+MUTATE_LIMIT ?= 3000
+
+.PHONY: help demo test test-extras test-harness bench lint structure mutants format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install, then ask the bundled model a question with 64 of 576 visual tokens"
 	@echo "make test    install, then run all tests"
+	@echo "make test-extras  install torchvision and triton in a folder of their own, then run the tests that need them"
 	@echo "make test-harness  install beside lmms-eval, in an environment of its own, then run the tests that need it"
 	@echo "make bench   install, then measure scoring, picking, whole requests and memory (SHAPES=small DEVICE=cpu)"
-	@echo "make lint    install, then check style and types"
+	@echo "make lint    install, then check style, types and which part imports which"
+	@echo "make structure  print which part of the package imports which"
+	@echo "make mutants  change the code in many small ways and list the changes that no test notices (MUTATE='zooprune.selection.*')"
 	@echo "make format  rewrite the code in the project's style"
 	@echo "make clean   remove the environment and caches"
 
@@ -35,8 +43,23 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/zooprune ask
 
+# Tiny models gain nothing from threads, and threads that wait for a busy processor take many times as long.
+test test-extras test-harness mutants: export OMP_NUM_THREADS ?= 1
+
 test: $(VENV)/installed
 	$(BIN)/pytest
+
+# With torchvision in it, transformers takes other processors; without it must work too. So both stand beside the
+# environment. The wheel of torchvision may be built for CUDA: tests/torchvision_on_cpu.py lets it be imported.
+$(EXTRAS)/installed: Makefile $(VENV)/installed
+	@echo "filling $(EXTRAS)"
+	@rm -rf $(EXTRAS)
+	@$(PIP) --no-deps --target $(EXTRAS) torchvision==0.28.0 "triton==3.7.1; sys_platform == 'linux'"
+	@touch $@
+
+test-extras: $(EXTRAS)/installed
+	PYTHONPATH=$(CURDIR)/$(EXTRAS):$(CURDIR)/tests $(BIN)/pytest -p torchvision_on_cpu \
+	  tests/test_processors.py tests/test_kernels_greedy.py
 
 # lmms-eval pins and pulls much that nothing here needs, so it gets an environment of its own.
 $(HARNESS)/installed: pyproject.toml constraints.txt recipes/lmms-eval-requirements.txt
@@ -62,10 +85,20 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
+
+structure: $(VENV)/installed
+	$(BIN)/python tools/structure.py
+
+# What was tried is kept in mutants/: the command resumes.
+mutants: $(VENV)/installed
+	@$(PIP) mutmut
+	-timeout $(MUTATE_LIMIT) $(BIN)/mutmut run --max-children 2 $(patsubst %,'%',$(MUTATE))
+	$(BIN)/mutmut results
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(HARNESS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(EXTRAS) $(HARNESS) mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -19,9 +19,8 @@ from rich.table import Table
 
 from environment import write
 from zooprune import load_bundled
-from zooprune.bundled.benchmark import Item, load_benchmark, scene_image
+from zooprune.bundled.benchmark import KINDS, Item, load_benchmark, scene_image
 from zooprune.bundled.layout import SIDE
-from zooprune.bundled.questions import KINDS
 from zooprune.evaluation.metrics import is_right
 
 BATCH = 45

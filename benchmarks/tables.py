@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from environment import RESULTS
-from zooprune.bundled.questions import KINDS
+from zooprune.bundled.benchmark import KINDS
 
 BUDGETS = (192, 128, 64, 32, 16)
 METHODS = ("zoo", "diversity", "sensitivity", "random")

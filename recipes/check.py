@@ -21,11 +21,13 @@ Scores = dict[str, dict[str, float]]
 
 
 def read_runs(path: Path) -> dict[str, dict[str, Scores]]:
-    """Return scores by model, row, task and metric; of repeated runs the newest counts."""
+    """Return scores by model, row, task and metric; of repeated runs the newest of whole tasks counts."""
     files = [path] if path.is_file() else sorted(path.rglob("*_results.json"), key=lambda file: file.name)
+    stored = [(file, json.loads(file.read_text())) for file in files]
+    # The last one counts: a run of whole tasks before any of their first questions.
+    stored.sort(key=lambda pair: pair[1]["config"]["limit"] in (None, -1))
     runs: dict[str, dict[str, Scores]] = defaultdict(lambda: defaultdict(dict))
-    for file in files:
-        result = json.loads(file.read_text())
+    for file, result in stored:
         config = result["config"]
         if config["model"] != "zooprune":
             raise ValueError(f"{file} is a run of --model {config['model']}; only those of zooprune can be compared")

@@ -68,6 +68,11 @@ def known_recipes() -> list[str]:
     return sorted(path.stem for path in TABLES.glob("*.json"))
 
 
+def folder_of(name: str) -> Path:
+    """Return where a recipe's results lie unless another folder is given."""
+    return Path("runs") / Path(name).name.removesuffix(".json")
+
+
 def load_recipe(name: str) -> Recipe:
     """Load a table by its name or from a JSON file."""
     path = Path(name) if name.endswith(".json") else TABLES / f"{name}.json"

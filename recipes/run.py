@@ -1,4 +1,6 @@
-"""Run a table of the paper with lmms-eval, row by row; rows that are done are not run again.
+"""Run a table of the paper with lmms-eval, row by row; a row that has results is not run again.
+
+A row runs again when the questions or the model's arguments are others: after a trial with --limit, for one.
 
 python recipes/run.py llava-1.5-7b --out runs/llava-1.5-7b
 python recipes/check.py runs/llava-1.5-7b
@@ -7,13 +9,17 @@ python recipes/check.py runs/llava-1.5-7b
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from recipe import FOLDER, Recipe, Row, known_recipes, load_recipe
+from recipe import FOLDER, Recipe, Row, folder_of, known_recipes, load_recipe
 from zooprune import list_pruners
+
+#: Written into a row's folder: what was asked of it and has results.
+FINISHED = "finished.jsonl"
 
 
 def command(recipe: Recipe, row: Row, options: argparse.Namespace) -> list[str]:
@@ -59,7 +65,7 @@ def main() -> int:
         recipe = load_recipe(options.recipe)
     except ValueError as error:
         parser.error(str(error))
-    options.out = options.out or Path("runs") / Path(options.recipe).stem
+    options.out = options.out or folder_of(options.recipe)
     wanted = [row for row in recipe.rows if not options.only or row.arguments["method"] in options.only]
     rows = [row for row in wanted if row.arguments["method"] in ("none", *list_pruners())]
     if absent := [row.name for row in wanted if row not in rows]:
@@ -68,18 +74,33 @@ def main() -> int:
         line = command(recipe, row, options)
         if options.print:
             print(shlex.join(line))
-        elif not finished(options.out / row.name):
+        elif asked(line) not in finished(options.out / row.name):
+            before = results(options.out / row.name)
             subprocess.run(line, check=False)
             # lmms-eval's exit code is 0 also after an error.
-            if not finished(options.out / row.name):
+            if results(options.out / row.name) == before:
                 print(f"{row.name} gave no results; the reason stands above", file=sys.stderr)
                 return 1
+            with (options.out / row.name / FINISHED).open("a") as file:
+                file.write(json.dumps(asked(line)) + "\n")
     return 0
 
 
-def finished(folder: Path) -> bool:
-    """Return whether a row has results."""
-    return any(folder.rglob("*_results.json"))
+def asked(line: list[str]) -> dict[str, str]:
+    """Return the options of a command on which its figures depend."""
+    names = ("--model_args", "--tasks", "--limit")
+    return {name: line[line.index(name) + 1] for name in names if name in line}
+
+
+def finished(folder: Path) -> list[dict[str, str]]:
+    """Return what was asked of a row and has results."""
+    file = folder / FINISHED
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def results(folder: Path) -> set[Path]:
+    """Return the results files of a row."""
+    return set(folder.rglob("*_results.json"))
 
 
 if __name__ == "__main__":

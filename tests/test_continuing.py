@@ -14,6 +14,7 @@ from conftest import METHODS, Row, make_inputs
 from zoo_of_models import CASES, IMAGE, VOCABULARY, make_videos
 from zooprune import ZooPrune, get_pruner, prune
 from zooprune.families import find_family
+from zooprune.pruners import pruner_class
 
 NEW = 4
 OPTIONS = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -114,7 +115,8 @@ def test_a_cache_that_the_caller_brought(llava):
         assert torch.equal(second, llava.generate(**inputs | turn, max_new_tokens=NEW, do_sample=False))
 
 
-@pytest.mark.parametrize("name", METHODS)
+# Methods that read the question would choose anew for a longer one; what is in the cache is what they chose first.
+@pytest.mark.parametrize("name", [name for name in METHODS if not pruner_class(name).query_aware])
 def test_every_method_goes_on(llava, name):
     inputs = make_inputs(Row(2, 6))
     with prune(llava, name, keep=7):

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import io
 import os
+import struct
 import warnings
+import zlib
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from zooprune.data import images
-from zooprune.data.images import load_image
+from zooprune.data.images import FORMATS, decode_image, load_image
+
+DATA = Path(__file__).parent / "data"
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
 
@@ -74,13 +83,56 @@ def test_a_transparent_palette_is_laid_over_white(tmp_path):
     assert load_image(tmp_path / "clear.png").getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_photographs_are_set_upright(tmp_path):
+def png(depth: int, kind: int, pixels: bytes, clear: bytes) -> bytes:
+    """Return a PNG of four pixels in a row, in which one colour stands for transparent."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 4, 1, depth, kind, 0, 0, 0)
+    parts = {b"IHDR": header, b"tRNS": clear, b"IDAT": zlib.compress(b"\0" + pixels), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in parts.items())
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "pixels", "clear"),
+    [
+        (1, 0, bytes([0b10100000]), [1]),
+        (2, 0, bytes([0b01000100]), [1]),
+        (4, 0, bytes([0x50, 0x50]), [5]),
+        (8, 0, bytes([5, 0, 5, 0]), [5]),
+        (16, 0, struct.pack(">4H", 1000, 0, 1000, 0), [1000]),
+        (8, 2, bytes([1, 2, 3, 0, 0, 0] * 2), [1, 2, 3]),
+        (16, 2, struct.pack(">12H", *[1000, 2000, 3000, 0, 0, 0] * 2), [1000, 2000, 3000]),
+    ],
+)
+def test_a_colour_that_stands_for_transparent_is_white_at_every_depth(depth, kind, pixels, clear):
+    loaded = decode_image(png(depth, kind, pixels, struct.pack(f">{len(clear)}H", *clear)), "clear.png")
+    assert [loaded.getpixel((place, 0)) for place in range(4)] == [(255,) * 3, (0,) * 3] * 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff", "avif"])
+def test_photographs_are_set_upright(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6
-    two_halves().save(tmp_path / "turned.png", exif=exif)
-    loaded = load_image(tmp_path / "turned.png")
+    two_halves().save(tmp_path / f"turned.{suffix}", exif=exif)
+    loaded = load_image(tmp_path / f"turned.{suffix}")
     assert loaded.size == (20, 40)
-    assert loaded.getpixel((10, 5)) == RED
+    assert near(loaded.getpixel((10, 5)), RED)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("exif", [b"neither order of bytes", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", b""])
+def test_exif_that_cannot_be_read_is_ignored(tmp_path, suffix, exif):
+    two_halves().save(tmp_path / f"odd.{suffix}", exif=b"Exif\0\0" + exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load_image(tmp_path / f"odd.{suffix}")
+    assert loaded.size == (40, 20) and near(loaded.getpixel((5, 10)), RED)
+
+
+def test_an_entry_of_the_exif_that_cannot_be_written_again_is_no_matter():
+    assert load_image(DATA / "broken_exif.jpg").size == (20, 30)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
@@ -133,9 +185,15 @@ def program(folder):
     return path
 
 
+def broken(folder):
+    return DATA / "broken.avif"
+
+
 BAD = {
     "missing": (lambda folder: folder / "none.png", "does not exist"),
     "long name": (lambda folder: folder / ("x" * 5000), "cannot be reached"),
+    "no name": (lambda folder: folder / "a\0b", "cannot be reached"),
+    "broken": (broken, "cut short or damaged"),
     "a folder": (lambda folder: folder, "is a folder"),
     "text": (text, "not an image"),
     "empty": (empty, "not an image"),
@@ -152,8 +210,8 @@ def test_what_cannot_be_read_is_explained(tmp_path, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=message) as caught:
-            load_image(make(tmp_path))
-    assert "\n" not in str(caught.value)
+            load_image(path := make(tmp_path))
+    assert "\n" not in str(caught.value) and repr(path.name)[1:-1] in str(caught.value)
 
 
 def test_size_is_checked_before_decoding(tmp_path, monkeypatch):
@@ -162,3 +220,39 @@ def test_size_is_checked_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ValueError, match="more than 50"):
         load_image(tmp_path / "image.png")
+
+
+@cache
+def saved(form: str, mode: str) -> bytes:
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(file, form, exif=exif)
+    return file.getvalue()
+
+
+@settings(max_examples=400, deadline=None)
+@example(form="PNG", mode="L", cut=40, changes=[])
+@given(
+    form=st.sampled_from(FORMATS),
+    mode=st.sampled_from(["RGB", "L"]),
+    cut=st.integers(0, 1000),
+    changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6),
+)
+def test_a_damaged_file_gives_an_image_or_a_sentence_that_names_it(form, mode, cut, changes):
+    data = bytearray(saved(form, mode))
+    for place, value in changes:
+        data[place % len(data)] = value
+    if cut < 500:
+        data = data[: cut % len(data)]
+    try:
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+            warnings.simplefilter("error")
+            # Some damaged headers ask for much memory.
+            patch.setattr(images, "MAX_PIXELS", 10**6)
+            loaded = decode_image(bytes(data), "damaged-file")
+    except ValueError as error:
+        assert "damaged-file" in str(error) and "\n" not in str(error)
+    else:
+        assert loaded.mode == "RGB" and min(loaded.size) > 0

@@ -39,7 +39,7 @@ def check_against_the_tensor_form() -> None:
 
 
 def test_the_kernel_under_the_interpreter():
-    pytest.importorskip("triton", reason="triton is not installed")
+    pytest.importorskip("triton", reason="needs triton: make test-extras")
     # Whether kernels are compiled or interpreted is settled when they are imported.
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([sys.executable, __file__], check=True, env=environment, cwd=Path(__file__).parent)
@@ -48,7 +48,7 @@ def test_the_kernel_under_the_interpreter():
 @pytest.mark.gpu
 @pytest.mark.parametrize(("images", "total", "width", "keep"), [*SHAPES, (4, 576, 1024, 64), (1, 2880, 512, 320)])
 def test_on_a_gpu_the_picks_are_the_same(images, total, width, keep):
-    pytest.importorskip("triton", reason="triton is not installed")
+    pytest.importorskip("triton", reason="needs triton: make test-extras")
     unit, worth = problem(images, total, width)
     keep = min(keep, int((worth > -torch.inf).sum(-1).min()))
     assert torch.equal(greedy_diverse(unit.cuda(), worth.cuda(), keep).cpu(), greedy_diverse(unit, worth, keep))

@@ -34,7 +34,7 @@ def picture(width, height):
 
 def processor(name):
     if REAL[name].torchvision:
-        pytest.importorskip("torchvision", reason="transformers offers this processor only beside torchvision")
+        pytest.importorskip("torchvision", reason="transformers offers it only beside torchvision: make test-extras")
     return REAL[name].build()
 
 
@@ -133,7 +133,7 @@ READERS = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_videos_meet_their_budget(name):
-    pytest.importorskip("torchvision", reason="transformers reads videos only beside torchvision")
+    pytest.importorskip("torchvision", reason="transformers reads videos only beside torchvision: make test-extras")
     parts = processor(name)
     parts.video_processor = READERS[name]()
     mark = REAL[name].marker.replace(parts.image_token, parts.video_token).replace("_image|>", "_video|>")

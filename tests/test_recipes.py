@@ -119,15 +119,70 @@ def test_bad_arguments_end_with_code_2(monkeypatch, capsys, arguments, message):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_a_row_without_results_is_an_error_and_one_with_results_is_not_run(monkeypatch, capsys, tmp_path):
+@pytest.fixture
+def lmms_eval(monkeypatch, tmp_path):
+    """Stand in for lmms-eval in an empty folder, and return the commands it was given."""
     started = []
-    monkeypatch.setattr(run.subprocess, "run", lambda line, check: started.append(line))
-    monkeypatch.setattr(sys, "argv", ["run.py", "llava-1.5-7b", "--only", "none", "--out", str(tmp_path)])
-    assert run.main() == 1 and len(started) == 1
+
+    def evaluate(line, check):
+        started.append(line)
+        limit = int(option(line, "--limit")) if "--limit" in line else None
+        config = {"model": "zooprune", "limit": limit, "model_args": option(line, "--model_args")}
+        scores = {"exact_match,none": 0.1 if limit else 0.62}
+        folder = Path(option(line, "--output_path")) / "model"
+        folder.mkdir(parents=True, exist_ok=True)
+        results = {task: scores for task in option(line, "--tasks").split(",")}
+        (folder / f"{len(started)}_results.json").write_text(json.dumps({"config": config, "results": results}))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run.subprocess, "run", evaluate)
+    return started
+
+
+def run_recipe(monkeypatch, name, *arguments):
+    monkeypatch.setattr(sys, "argv", ["run.py", name, *arguments])
+    return run.main()
+
+
+def test_a_row_without_results_is_an_error(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(run.subprocess, "run", lambda line, check: None)
+    assert run_recipe(monkeypatch, "llava-1.5-7b", "--only", "none", "--out", str(tmp_path)) == 1
     assert "none gave no results" in capsys.readouterr().err
-    (tmp_path / "none" / "model").mkdir(parents=True)
-    (tmp_path / "none" / "model" / "1_results.json").write_text("{}")
-    assert run.main() == 0 and len(started) == 1
+
+
+def test_a_failure_after_a_trial_is_an_error(monkeypatch, lmms_eval):
+    assert run_recipe(monkeypatch, "llava-1.5-7b", "--only", "none", "--limit", "10") == 0
+    monkeypatch.setattr(run.subprocess, "run", lambda line, check: None)
+    assert run_recipe(monkeypatch, "llava-1.5-7b", "--only", "none") == 1
+
+
+def test_a_row_with_results_is_not_run_again(monkeypatch, lmms_eval):
+    for _ in range(2):
+        assert run_recipe(monkeypatch, "llava-1.5-7b", "--only", "none") == 0
+    assert len(lmms_eval) == 1
+
+
+@pytest.mark.parametrize("other", [["--limit", "10"], ["--tasks", "gqa"], ["--set", "dtype=float32"]])
+def test_a_row_of_which_something_else_was_asked_is_run(monkeypatch, lmms_eval, other):
+    assert run_recipe(monkeypatch, "llava-1.5-7b", "--only", "none", *other) == 0
+    assert run_recipe(monkeypatch, "llava-1.5-7b", "--only", "none") == 0
+    assert len(lmms_eval) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_results_lie_where_the_check_looks(monkeypatch, capsys, lmms_eval, name):
+    for other in NAMES:
+        assert run_recipe(monkeypatch, other, "--only", "none") == 0
+    assert len(lmms_eval) == len(NAMES)
+    _, printed = checked(monkeypatch, capsys, f"runs/{name}")
+    assert recipe.load_recipe(name).title in printed and "none GQA 62.00" in printed
+
+
+@pytest.mark.parametrize("order", [([], ["--limit", "10"]), (["--limit", "10"], [])])
+def test_a_trial_does_not_hide_the_whole_run(monkeypatch, capsys, lmms_eval, order):
+    for arguments in order:
+        assert run_recipe(monkeypatch, "llava-1.5-7b", "--only", "none", *arguments) == 0
+    assert "none GQA 62.00" in checked(monkeypatch, capsys, "runs/llava-1.5-7b")[1]
 
 
 PRETRAINED = "Qwen/Qwen2.5-VL-7B-Instruct"

@@ -219,7 +219,7 @@ def test_auto_ranks_like_the_whole(monkeypatch):
     assert torch.corrcoef(ranks)[0, 1] >= 0.999
     assert not torch.equal(cheap, exact)
     monkeypatch.setattr(jacobian, "_LEAST_CORRELATION", 2.0)
-    weight_cache._kept.pop(projector)
+    weight_cache.forget(projector)
     assert form_of(projector, "auto").name == "whole"
     assert torch.equal(sensitivity.closed_form(projector, x, rank="auto"), exact)
 
@@ -269,8 +269,8 @@ def test_what_was_found_for_one_projector_is_not_used_for_another():
 
 def test_within_a_block_the_weights_are_looked_at_once(monkeypatch):
     looks = []
-    fingerprint = weight_cache._fingerprint
-    monkeypatch.setattr(weight_cache, "_fingerprint", lambda values: looks.append(1) or fingerprint(values))
+    fingerprint = weight_cache.fingerprint
+    monkeypatch.setattr(weight_cache, "fingerprint", lambda values: looks.append(1) or fingerprint(values))
     projector = mlp()
     with weight_cache.unchanged(projector):
         for _ in range(3):
@@ -379,7 +379,7 @@ def test_the_callers_precision_settings_do_not_matter_and_stay(name, rank):
     try:
         with torch.autocast("cpu", torch.bfloat16):
             # Nothing is remembered from the run before: recognition, too, happens under these settings.
-            weight_cache._kept.pop(projector, None)
+            weight_cache.forget(projector)
             got = estimate(projector, x, rank=rank)
             assert torch.is_autocast_enabled("cpu")
         assert torch.get_float32_matmul_precision() == "medium"

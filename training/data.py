@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from zooprune.bundled.layout import PATCH, SIDE, Layout, Split, draw_layout
-from zooprune.bundled.questions import KINDS, SINGLE_KINDS, Question, ask_about, ask_about_pair
+from layouts import PATCH, Split, draw_layout
+from photographs import photograph
+from questions import SINGLE_KINDS, Question, ask_about, ask_about_pair
+from vocabulary import NAMES, sign_pieces
+from zooprune.bundled.benchmark import KINDS
+from zooprune.bundled.layout import SIDE, Layout
 from zooprune.bundled.scenes import render
-from zooprune.bundled.vocabulary import COLOURS, NAMES, sign_pieces
+from zooprune.bundled.vocabulary import COLOURS
 
 #: Stands for "no place" where a coordinate would be.
 NOWHERE = -1.0
@@ -72,6 +75,18 @@ def label_patches(layout: Layout, ids: dict[str, int]) -> PatchLabels:
     return PatchLabels(name, colour, order, centre, offset, share)
 
 
+# Each process of a `DataLoader` has this cache for itself: what belongs to an object would have to be pickled.
+@lru_cache(maxsize=4)
+def _layout(seed: int, *, split: Split, side: int, reading: int, counting: int) -> Layout:
+    """Return scene `seed`; two that follow each other are of one sort, or there would be little to ask about both."""
+    pair = seed // 2
+    if reading and pair % reading == 0:
+        return draw_layout(seed, split, side, "texts")
+    if counting and pair % counting == 0:
+        return draw_layout(seed, split, side, "counts")
+    return draw_layout(seed, split, side)
+
+
 class Examples(Dataset):
     """Example `i` is scene `first + i` of a split.
 
@@ -95,23 +110,12 @@ class Examples(Dataset):
         focus: tuple[str, ...] = SINGLE_KINDS,
     ) -> None:
         self.tokenizer = tokenizer
+        self.layout = partial(_layout, split=split, side=side, reading=reading, counting=counting)
         self.questions, self.pair_questions = questions, pair_questions
         self.focus = [SINGLE_KINDS.index(kind) for kind in focus]
         self.first, self.count = first, count
         self.ids = tokenizer.get_vocab()
         self.cue = tokenizer("ASSISTANT:", add_special_tokens=False).input_ids
-
-        @lru_cache(maxsize=4)
-        def layout(seed: int) -> Layout:
-            # Two that follow each other are of one sort, or there would be little to ask about both.
-            pair = seed // 2
-            if reading and pair % reading == 0:
-                return draw_layout(seed, split, side, "texts")
-            if counting and pair % counting == 0:
-                return draw_layout(seed, split, side, "counts")
-            return draw_layout(seed, split, side)
-
-        self.layout: Callable[[int], Layout] = layout
 
     def __len__(self) -> int:
         return self.count
@@ -123,7 +127,7 @@ class Examples(Dataset):
         present = np.zeros(len(NAMES), dtype=np.float32)
         present[[NAMES.index(thing.name) for thing in layout.things if thing.name in NAMES]] = 1
         example = {
-            "pixels": torch.from_numpy(np.asarray(render(layout).image).copy()),
+            "pixels": torch.from_numpy(np.asarray(render(layout, photograph)).copy()),
             "origin": torch.tensor([layout.origin[1] // PATCH, layout.origin[0] // PATCH]),
             "name": torch.from_numpy(labels.name.reshape(-1)),
             "colour": torch.from_numpy(labels.colour.reshape(-1)),

@@ -16,7 +16,8 @@ import skimage
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 
-from zooprune.bundled.assets import FOLDER, FONTS, GLYPH_SIZE, PHOTOGRAPHS, SHEET_COLUMNS, SPRITE
+from photographs import PHOTOGRAPHS
+from zooprune.bundled.assets import FOLDER, FONTS, GLYPH_SIZE, SHEET_COLUMNS, SPRITE
 from zooprune.bundled.vocabulary import CHARACTERS, COLOURED, THINGS
 
 #: The only size the emoji font's bitmaps come in.

@@ -11,9 +11,9 @@ from collections import Counter
 
 import numpy as np
 
-from zooprune.bundled.benchmark import PATH, checksum
-from zooprune.bundled.layout import draw_layout
-from zooprune.bundled.questions import KINDS, SINGLE_KINDS, ask_about, ask_about_pair
+from layouts import draw_layout
+from questions import SINGLE_KINDS, ask_about, ask_about_pair
+from zooprune.bundled.benchmark import KINDS, PATH, checksum
 from zooprune.bundled.scenes import render
 
 SCENES, PER_TASK = 660, 350
@@ -49,7 +49,7 @@ def main() -> None:
     print(f"{len(questions)} questions about {len(shown)} scenes")
     stored = {
         "scenes": [layout.to_json() for layout in layouts],
-        "checksums": [checksum(render(layout).image) for layout in layouts],
+        "checksums": [checksum(render(layout)) for layout in layouts],
         "questions": questions,
     }
     # Without a time stamp the file is the same whenever it is made.

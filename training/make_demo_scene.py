@@ -12,17 +12,18 @@ import sys
 
 import numpy as np
 
+from layouts import draw_layout
+from questions import ask_about
 from zooprune.bundled.assets import FOLDER
-from zooprune.bundled.questions import ask_about
-from zooprune.bundled.scenes import draw_scene
+from zooprune.bundled.scenes import render
 
 
 def main(seed: int, kind: str) -> None:
-    scene = draw_scene(seed, "test")
-    question = ask_about(scene.layout, kind, np.random.default_rng(seed))
+    layout = draw_layout(seed, "test")
+    question = ask_about(layout, kind, np.random.default_rng(seed))
     if question is None:
         raise ValueError(f"scene {seed} offers no question of kind {kind}; take another seed")
-    scene.image.save(FOLDER / "demo.png", optimize=True)
+    render(layout).save(FOLDER / "demo.png", optimize=True)
     caption = {"seed": seed, "question": question.text.capitalize(), "answer": question.answer}
     (FOLDER / "demo.json").write_text(json.dumps(caption) + "\n")
 

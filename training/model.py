@@ -15,8 +15,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from zooprune.bundled.layout import PATCH, SIDE
-from zooprune.bundled.vocabulary import ORDINALS, vocabulary
+from layouts import PATCH
+from vocabulary import ORDINALS, vocabulary
+from zooprune.bundled.layout import SIDE
 
 WIDTH = 256
 CHAT_TEMPLATE = (

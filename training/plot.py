@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from train import STAGES
-from zooprune.bundled.questions import KINDS
+from zooprune.bundled.benchmark import KINDS
 
 
 def main(log: Path, picture: Path) -> None:

@@ -24,10 +24,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import IGNORED, NOWHERE, Examples
+from layouts import PATCH
 from model import build_model, build_processor
-from zooprune.bundled.layout import PATCH, SIDE
-from zooprune.bundled.questions import KINDS, SINGLE_KINDS
-from zooprune.bundled.vocabulary import CHARACTERS, COLOURED, COLOURS, NAMES, ORDINALS, THINGS
+from questions import SINGLE_KINDS
+from vocabulary import NAMES, ORDINALS
+from zooprune.bundled.benchmark import KINDS
+from zooprune.bundled.layout import SIDE
+from zooprune.bundled.vocabulary import CHARACTERS, COLOURED, COLOURS, THINGS
 
 
 @dataclass(frozen=True)
@@ -521,7 +524,7 @@ def learning_rate(stage: Stage, step: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and the log")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes ahead")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes ahead (0: none)")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -549,7 +552,8 @@ def main() -> None:
             )
             train = draw("train", first=first, count=left)
             held_out = draw("test", first=VALIDATION_FIRST, count=VALIDATION_SCENES, reading=0, counting=0)
-            loader = DataLoader(train, stage.batch, num_workers=arguments.workers, prefetch_factor=16)
+            ahead = 16 if arguments.workers else None
+            loader = DataLoader(train, stage.batch, num_workers=arguments.workers, prefetch_factor=ahead)
             checking = DataLoader(held_out, stage.batch)
             run_stage(stage, trainer, optimizers, loader, checking, arguments.out, before, skip)
         before += stage.steps

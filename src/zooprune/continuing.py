@@ -72,6 +72,27 @@ class Conversation:
             torch.cat([self.prompt.source, torch.arange(width, given.shape[1]).expand_as(rest)], dim=1),
         )
 
+    def grown(self, sequences: Tensor, length: int) -> Conversation:
+        """Return what a cache holds after an answer.
+
+        Parameters
+        ----------
+        sequences : Tensor of int64, (B * n, M)
+            All of the conversation, uncut, n answers to each prompt.
+        length : int
+            Tokens in the cache.
+        """
+        copies = len(sequences) // len(self.ids)
+        width = self.ids.shape[1]
+        held = width + length - self.prompt.input_ids.shape[1]
+        return Conversation(
+            self.ids.repeat_interleave(copies, 0), self.prompt.repeated(copies), sequences[:, width:held].cpu()
+        )
+
+
+#: Why nobody can go on from the cache of a beam search.
+BEAMS = "it is that of a beam search, whose rows are no conversations"
+
 
 class _OfPrunedPrompt:
     """Lets nobody add to a cache but `generate` of a session, which knows what it holds."""

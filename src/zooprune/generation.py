@@ -5,7 +5,6 @@ Knows what `generate` takes and gives back. What a prompt becomes is worked out 
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib.metadata
 import inspect
@@ -19,12 +18,12 @@ from weakref import WeakKeyDictionary
 import torch
 from packaging.version import Version
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from zooprune.callbacks import FirstToken, WholeCriterion, WholeProcessor, WholePrompt, WholeStreamer
+from zooprune.calling import call, check_copies, option
 from zooprune.compaction import Prompt
-from zooprune.continuing import Conversation, adding, recall, remember
+from zooprune.continuing import BEAMS, Conversation, adding, recall, remember
 from zooprune.families import find_family
 from zooprune.plan import Plan
 from zooprune.policy import Newlines, Policy, Positions, Scope
@@ -233,12 +232,12 @@ class Session:
             )
         with torch.no_grad():
             done = prefill(self.model, self._family, self.pruner, self.policy, kwargs)
-        self._check_copies(kwargs, done.encoder_outputs, done.report)
+        check_copies(self.model, kwargs, done.encoder_outputs, done.report)
         ids = kwargs["input_ids"]
         self._replace(kwargs, done.prompt)
         kwargs["mm_encoder_outputs"] = done.encoder_outputs
         known = Conversation(ids.cpu(), done.prompt.to(torch.device("cpu")), ids.new_empty(len(ids), 0, device="cpu"))
-        output = self._call(kwargs, ids, done.prompt, done.report._timings, known)
+        output = self._answer(kwargs, ids, done.prompt, done.report._timings, known)
         self.reports.append(done.report)
         return output
 
@@ -259,57 +258,24 @@ class Session:
             )
         # Pixels that come along are those of the images in the cache.
         self._replace(kwargs, prompt.to(ids.device))
-        return self._call(kwargs, ids, prompt, Timings(), conversation)
+        return self._answer(kwargs, ids, prompt, Timings(), conversation)
 
-    def _call(
+    def _answer(
         self, kwargs: dict[str, Any], ids: Tensor, prompt: Prompt, timings: Timings, known: Conversation
     ) -> Tensor | ModelOutput:
-        """Call the model's own `generate` with the cut prompt, and hide from the caller that it was cut."""
-        whole = WholePrompt(ids, prompt.input_ids.shape[1])
-        config: GenerationConfig | None = kwargs.pop("generation_config", None)
-        lowered = self._lowered_limits(config, kwargs, ids.shape[1], prompt.input_ids.shape[1])
-        if config is None:
-            kwargs |= lowered
-        else:
-            config = copy.deepcopy(config)
-            for limit, value in lowered.items():
-                setattr(config, limit, value)
-                kwargs.pop(limit, None)
-        if kwargs.get("streamer") is not None:
-            kwargs["streamer"] = WholeStreamer(kwargs["streamer"], whole)
-        if kwargs.get("logits_processor"):
-            processors = [WholeProcessor(processor, whole) for processor in kwargs["logits_processor"]]
-            kwargs["logits_processor"] = LogitsProcessorList(processors)
-        criteria = [WholeCriterion(criterion, whole) for criterion in kwargs.get("stopping_criteria") or ()]
-        clock = FirstToken(ids.device, timings)
-        kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, clock])
+        """Generate from the cut prompt, and note with the cache which ids it holds."""
         if self.positions == "original" or prompt.position_ids.ndim == 3:
             kwargs["position_ids"] = prompt.position_ids.to(ids.device)
+        beams = option(self.model, "num_beams", kwargs) or 1
         with adding():
-            output = self._original(generation_config=config, **kwargs)
-        clock.finish()
-        sequences = whole(output if isinstance(output, Tensor) else output["sequences"])
-        cache = kwargs.get("past_key_values") if isinstance(output, Tensor) else output.get("past_key_values")
-        if _filled(cache):
-            beams = self._given("num_beams", config, kwargs) or 1
-            self._remember(cache, known, sequences, prompt, beams)
+            output = call(self.model, self._original, kwargs, ids, prompt, timings)
         if isinstance(output, Tensor):
-            return sequences
-        output["sequences"] = sequences
+            cache, sequences = kwargs.get("past_key_values"), output
+        else:
+            cache, sequences = output.get("past_key_values"), output["sequences"]
+        if cache is not None and _filled(cache):
+            remember(cache, BEAMS if beams > 1 else known.grown(sequences, cache.get_seq_length()))
         return output
-
-    def _remember(self, cache: Any, known: Conversation, sequences: Tensor, prompt: Prompt, beams: int) -> None:
-        """Note with a cache which ids it holds."""
-        if beams > 1:
-            remember(cache, "it is that of a beam search, whose rows are no conversations")
-            return
-        copies = len(sequences) // len(known.ids)
-        ids, start = known.ids.repeat_interleave(copies, 0), known.prompt
-        if copies > 1:
-            start = start.repeated(copies)
-        width = ids.shape[1]
-        held = cache.get_seq_length() - start.input_ids.shape[1]
-        remember(cache, Conversation(ids, start, sequences[:, width : width + held].cpu()))
 
     def _has_images(self, inputs: Mapping[str, Any]) -> bool:
         kind, family = type(self.model).__name__, self._family
@@ -350,39 +316,6 @@ class Session:
             if inputs.get(name) is not None:
                 inputs[name] = prompt.gather(inputs[name], 0)
         inputs |= {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
-
-    def _lowered_limits(
-        self, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any], before: int, after: int
-    ) -> dict[str, int]:
-        """Lower the limits that count the prompt, so that as many new tokens come as without pruning."""
-        lowered = {}
-        for limit, new_tokens in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            value = self._given(limit, generation_config, kwargs)
-            if value is None or self._given(new_tokens, generation_config, kwargs) is not None:
-                continue
-            if limit == "max_length" and value <= before:
-                raise ValueError(f"max_length={value} leaves no room after a prompt of {before}; give max_new_tokens")
-            if before != after:
-                lowered[limit] = max(0, value - before + after)
-        return lowered
-
-    def _given(self, name: str, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any]) -> int | None:
-        """Return an option of `generate` from where it counts most."""
-        sources = (getattr(generation_config, name, None), getattr(self.model.generation_config, name, None))
-        return next((value for value in (kwargs.get(name), *sources) if value is not None), None)
-
-    def _check_copies(self, kwargs: Mapping[str, Any], encoded: Mapping[str, Any], report: Report) -> None:
-        """Refuse to copy prompts, as beams do, where transformers could not tell whose rows of features are whose."""
-        generation_config = kwargs.get("generation_config")
-        copies = [self._given(name, generation_config, kwargs) or 1 for name in ("num_beams", "num_return_sequences")]
-        prompts = {(image.modality, image.row) for image in report.images}
-        for modality, output in encoded.items():
-            joined = isinstance(output.pooler_output, Tensor) and len(output.pooler_output) == 1
-            if max(copies) > 1 and joined and sum(kind == modality for kind, _ in prompts) > 1:
-                raise ValueError(
-                    f"{type(self.model).__name__} cannot copy prompts that keep different numbers of tokens; "
-                    "give an int for keep, or one prompt at a time"
-                )
 
 
 class _Shadow:

@@ -88,7 +88,8 @@ def prefill(
     visual_slots = torch.stack(list(slots.values())).any(0)
     text = mask.bool() & ~visual_slots
     context = [
-        {signal.name: signal.of(model, row[its].to(device)) for signal in of_prompt} for row, its in zip(ids, text, strict=True)
+        {signal.name: signal.of(model, row[its].to(device)) for signal in of_prompt}
+        for row, its in zip(ids, text, strict=True)
     ]
     stays = torch.ones_like(ids, dtype=torch.bool)
     outputs: dict[str, ModelOutput] = {}

@@ -48,25 +48,6 @@ class NormedMLP(nn.Module):
         normed = self.norm(x.unflatten(-1, (self.blocks, -1))).flatten(-2)
         return self.second(self.activation(self.first(normed)))
 
-    @property
-    def centred(self) -> bool:
-        """Whether the norm takes the mean away."""
-        return isinstance(self.norm, nn.LayerNorm)
-
-    @property
-    def gain(self) -> Tensor:
-        """What the norm multiplies the normalised values with: (d,)."""
-        gain: Tensor = self.norm.weight
-        return gain
-
-    def normalised(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return normalised values, the shape of `blocks`, and what they were divided by, (..., blocks)."""
-        eps: float = getattr(self.norm, "variance_epsilon", None) or self.norm.eps
-        if self.centred:
-            blocks = blocks - blocks.mean(-1, keepdim=True)
-        scale = (blocks.square().mean(-1) + eps).sqrt()
-        return blocks / scale[..., None], scale
-
 
 class NormedLinear(nn.Module):
     """A norm and a matrix: Gemma 3's projector after its pooling.

@@ -21,8 +21,8 @@ def load_bundled() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Load the bundled model.
 
     It is transformers' own LLaVA in small: a CLIP-style tower that turns 336 x 336 pixels into 576 visual tokens, a
-    two-layer GELU projector and a Llama decoder. It answers nine kinds of questions about scenes such as
-    `zooprune.bundled.scenes` draws, one kind about two of them at once, and nothing else.
+    two-layer GELU projector and a Llama decoder. It answers nine kinds of questions about scenes like those of
+    `zooprune.bundled.benchmark`, one kind about two of them at once, and nothing else.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The pictures that scenes are made of. All but the photographs for training ship with the package."""
+"""The pictures that the scenes of the benchmark are made of."""
 
 from __future__ import annotations
 
@@ -16,16 +16,6 @@ FOLDER = Path(__file__).parent / "assets"
 SPRITE, SHEET_COLUMNS = 72, 10
 #: Font size at which characters are stored, in pixels.
 GLYPH_SIZE = 48
-#: Handwritten digits from here on are for the test.
-HELD_OUT_DIGITS = 1438
-
-PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
-    "train": (
-        "astronaut.png", "brick.png", "camera.png", "chelsea.png", "grass.png", "hubble_deep_field.jpg", "ihc.png",
-        "moon.png", "motorcycle_left.png", "retina.jpg",
-    ),
-    "test": ("coffee.webp", "gravel.webp", "rocket.webp"),
-}  # fmt: skip
 FONTS = (
     "DejaVuSans-Bold.ttf", "DejaVuSans.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSerif.ttf",
     "STIXGeneralBol.ttf", "cmss10.ttf",
@@ -34,16 +24,8 @@ FONTS = (
 
 @cache
 def photograph(name: str) -> Image.Image:
-    """Return a photograph; those for training come from scikit-image, which the extra `training` installs."""
-    if name in PHOTOGRAPHS["test"]:
-        return Image.open(FOLDER / name).convert("RGB")
-    import skimage
-
-    image = Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")
-    # No scene shows more than this, and small photographs are quick to crop.
-    scale = 672 / min(image.size)
-    image.thumbnail((image.width * scale, image.height * scale))
-    return image
+    """Return one of the photographs that ship with the package."""
+    return Image.open(FOLDER / name).convert("RGB")
 
 
 @cache

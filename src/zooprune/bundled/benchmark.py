@@ -17,6 +17,8 @@ from PIL import Image
 from zooprune.bundled.layout import Box, Layout
 from zooprune.bundled.scenes import render
 
+#: The tasks, which are kinds of question, in the order the tables show them; the last is about two scenes.
+KINDS = ("existence", "place", "relation", "colour", "count", "sign", "digit", "print", "pair")
 PATH = Path(__file__).parent / "assets" / "benchmark.json.gz"
 
 
@@ -29,7 +31,7 @@ class Item:
     id : str
         Task and number, such as "sign-17".
     task : str
-        One of `zooprune.bundled.questions.KINDS`.
+        One of `KINDS`.
     scenes : tuple of int
         Numbers of the scenes it shows, in order.
     question, answer : str
@@ -63,7 +65,12 @@ def load_benchmark() -> tuple[Item, ...]:
 
 def scene_image(number: int) -> Image.Image:
     """Render scene `number`: RGB, 336 x 336."""
-    return render(Layout.from_json(_stored()["scenes"][number])).image
+    return render(scene_layout(number))
+
+
+def scene_layout(number: int) -> Layout:
+    """Return what scene `number` consists of."""
+    return Layout.from_json(_stored()["scenes"][number])
 
 
 def checksum(image: Image.Image) -> str:

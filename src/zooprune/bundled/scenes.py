@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
 from zooprune.bundled.assets import digits, glyph, photograph, sprites
-from zooprune.bundled.layout import Background, Layout, Split, Thing, draw_layout
+from zooprune.bundled.layout import Background, Layout, Thing
 
 _SIGN_COLOURS = {
     "red": (200, 30, 35), "orange": (240, 130, 20), "yellow": (250, 215, 50), "green": (30, 130, 60),
@@ -18,35 +18,29 @@ _SIGN_COLOURS = {
 _PAPER, _INK = (250, 248, 240), (15, 15, 15)
 
 
-@dataclass(frozen=True)
-class Scene:
-    """An image and everything that was put into it."""
+def render(layout: Layout, photograph: Callable[[str], Image.Image] = photograph) -> Image.Image:
+    """Make the picture of a layout: the same pixels for the same layout.
 
-    image: Image.Image
-    layout: Layout
+    Parameters
+    ----------
+    layout : Layout
+    photograph : callable
+        Returns the photograph of a name; by default one of those that ship with the package.
 
-    @property
-    def things(self) -> tuple[Thing, ...]:
-        """What there is to see, with its places."""
-        return self.layout.things
-
-
-def draw_scene(seed: int, split: Split) -> Scene:
-    """Draw the scene that belongs to `seed`; see `zooprune.bundled.layout.draw_layout`."""
-    return render(draw_layout(seed, split))
-
-
-def render(layout: Layout) -> Scene:
-    """Make the picture of a layout: the same pixels for the same layout."""
-    canvas = _backdrop(layout.background, layout.side)
+    Returns
+    -------
+    PIL.Image.Image
+        RGB, `layout.side` pixels wide and high.
+    """
+    canvas = _backdrop(layout.background, layout.side, photograph(layout.background.photograph))
     for thing in layout.things:
         drawn = _DRAW.get(thing.name, _emoji)(thing)
         canvas.paste(drawn, thing.box[:2], drawn)
-    return Scene(canvas, layout)
+    return canvas
 
 
-def _backdrop(background: Background, side: int) -> Image.Image:
-    image = photograph(background.photograph).resize((side, side), Image.Resampling.BILINEAR, box=background.crop)
+def _backdrop(background: Background, side: int, whole: Image.Image) -> Image.Image:
+    image = whole.resize((side, side), Image.Resampling.BILINEAR, box=background.crop)
     if background.mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     gain, shift = np.array(background.gain, dtype=np.float32), np.float32(background.shift)

@@ -80,9 +80,8 @@ def bundled_examples(tasks: Sequence[str] | None = None, limit: int | None = Non
     ValueError
         If there is no such task.
     """
-    from zooprune.bundled.benchmark import load_benchmark, scene_image
+    from zooprune.bundled.benchmark import KINDS, load_benchmark, scene_image
     from zooprune.bundled.layout import SIDE
-    from zooprune.bundled.questions import KINDS
 
     _check_tasks(tasks, KINDS)
     found = (

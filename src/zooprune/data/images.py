@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 #: Larger images are refused by their header, before a pixel is decoded.
 MAX_PIXELS = 64_000_000
@@ -19,8 +21,8 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "J
 def load_image(path: str | Path) -> Image.Image:
     """Read the first frame of an image file.
 
-    The EXIF rotation is applied, transparency is laid over white, and deeper channels are scaled to 8 bits: integers
-    from 16 bits, floats from 0 to 1, 0 to 255 or 16 bits, whichever of these holds them.
+    The EXIF rotation is applied where the EXIF can be read, transparency is laid over white, and deeper channels are
+    scaled to 8 bits: integers from 16 bits, floats from 0 to 1, 0 to 255 or 16 bits, whichever of these holds them.
 
     Parameters
     ----------
@@ -34,15 +36,17 @@ def load_image(path: str | Path) -> Image.Image:
     Raises
     ------
     ValueError
-        If the file is missing, is not in one of `FORMATS`, is cut short, or has more than `MAX_PIXELS` pixels.
+        If the file is missing, is not in one of `FORMATS`, is cut short or damaged, or has more than `MAX_PIXELS`
+        pixels. The text names the file.
     """
     path = Path(path)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; check the path") from None
-    except OSError as error:
-        raise ValueError(f"the image cannot be reached ({error.strerror}); check the path") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{str(path)!r} cannot be reached ({reason}); check the path") from None
     if stat.S_ISDIR(mode):
         raise ValueError(f"{path} is a folder; give one image file")
     if not stat.S_ISREG(mode):
@@ -66,36 +70,87 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 def _decode(source: Path | io.BytesIO, name: str) -> Image.Image:
     Image.init()
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images by itself; the check below speaks for it.
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        # Pillow warns of large images and of EXIF it cannot read; here the first is an error and the second is ignored.
+        warnings.simplefilter("ignore")
+        try:
             opened = Image.open(source, formats=[form for form in FORMATS if form in Image.OPEN])
+        except UnidentifiedImageError:
+            raise ValueError(f"{name} is not an image Pillow can read; convert it to PNG or JPEG") from None
+        except Image.DecompressionBombError:
+            raise ValueError(f"{name} is too large; scale it down first") from None
+        except Exception as error:
+            raise _unreadable(name, error) from None
         with opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(
                     f"{name} has {opened.width} x {opened.height} pixels, more than {MAX_PIXELS:,}; scale it down first"
                 )
-            opened.load()
-            return to_rgb(opened)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        what = "is too large" if isinstance(error, Image.DecompressionBombError) else "is not an image Pillow can read"
-        raise ValueError(f"{name} {what}; convert it to PNG or JPEG at a moderate size") from None
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{name} cannot be read, the file may be cut short ({error}); save it anew") from None
+            # Pillow's decoders raise whatever they meet: OSError, SyntaxError, RuntimeError, IndexError, struct.error.
+            try:
+                stored = str(opened.tile[0].args) if opened.tile else ""
+                opened.load()
+                if "transparency" in opened.info and stored in _TO_8_BITS:
+                    opened.info["transparency"] = _TO_8_BITS[stored](opened.info["transparency"])
+                return to_rgb(opened)
+            except Exception as error:
+                raise _unreadable(name, error) from None
+
+
+#: Pillow scales these pixels to 8 bits, by how they are stored, but not the colour that stands for transparent.
+_TO_8_BITS: dict[str, Callable[[Any], Any]] = {
+    "L;2": lambda grey: grey * 85,
+    "L;4": lambda grey: grey * 17,
+    "RGB;16B": lambda colour: tuple(channel >> 8 for channel in colour),
+}
+
+
+def _unreadable(name: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"{name} cannot be read, the file may be cut short or damaged ({reason}); save it anew")
+
+
+#: How to set a photograph upright, by its EXIF orientation.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return an image as 8-bit RGB: upright, opaque and scaled from deeper channels."""
-    image = ImageOps.exif_transpose(image)
+    turn = _orientation(image)
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-        # Pillow's own conversion would clip what lies above 255 to white.
-        largest = values.max(initial=0) if image.mode == "F" else 65535
-        scale = 255 if largest <= 1 else 1 if largest <= 255 else 1 / 257
-        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+        image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(ground, layer).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(ground, layer)
+    image = image.convert("RGB")
+    return image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 for upright where there is none or it cannot be read."""
+    # `ImageOps.exif_transpose` would read all of the EXIF and write it again, and fail at any broken entry.
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Return grey values of more than 8 bits, or floats, as 8 bits; what is transparent becomes white."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+    # Pillow's own conversion would clip what lies above 255 to white.
+    largest = values.max(initial=0) if image.mode == "F" else 65535
+    scale = 255 if largest <= 1 else 1 if largest <= 255 else 1 / 257
+    grey = (values * scale).clip(0, 255).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)

@@ -14,8 +14,7 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
-from zooprune.bundled.benchmark import load_benchmark, scene_image
-from zooprune.bundled.questions import KINDS
+from zooprune.bundled.benchmark import KINDS, load_benchmark, scene_image
 from zooprune.evaluation.metrics import is_right
 from zooprune.files import write_text
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from zooprune import sensitivity
 from zooprune.profiling import note
-from zooprune.projectors import Sensitivity
+from zooprune.projectors import Projector, Sensitivity
 from zooprune.pruners.base import Pruner
 from zooprune.selection import greedy_diverse
 from zooprune.selection.greedy import Fusion
 from zooprune.sensitivity.jacobian import form_of
+from zooprune.sensitivity.running import is_differentiable, runner_of
 from zooprune.sensitivity.weight_cache import unchanged
 from zooprune.tokens import Selection, VisualTokens
 
@@ -38,8 +39,8 @@ class ZooPrune(Pruner):
         Tokens per image, or a share of them.
     estimator : {"auto", "closed_form", "jvp", "finite_difference"}
         How to measure sensitivity. "auto" takes the cheapest one that ranks tokens as the exact one does: the closed
-        form for two-layer projectors, with or without a norm in front, directional derivatives for others. The paper's
-        own is "finite_difference".
+        form for two-layer projectors, with or without a norm in front, directional derivatives for others, and finite
+        differences where those cannot be had, as of quantised activations. The paper's own is "finite_difference".
         Where the projector is linear, none of them tells tokens apart: a warning says so once, and every token scores
         one.
     directions : int
@@ -101,10 +102,13 @@ class ZooPrune(Pruner):
             return torch.ones(len(tokens), dtype=torch.float32, device=features.device)
         estimator, rank = self.estimator, self.rank
         if estimator == "auto":
-            estimator = "closed_form" if sensitivity.has_closed_form(projector) else "jvp"
+            estimator = _cheapest(projector, features.shape[-1])
         if estimator == "closed_form":
             free = self.estimator == "auto" and rank is None
             return self._closed_form(tokens, "auto" if free else rank)
+        note(
+            "sensitivity", "sampled" if runner_of(projector, features.shape[-1]).exact else "sampled as the module runs"
+        )
         if estimator == "jvp":
             return sensitivity.jvp(projector, features, directions=self.directions, seed=self.seed, rank=rank)
         return sensitivity.finite_difference(
@@ -117,13 +121,19 @@ class ZooPrune(Pruner):
         )
         assert isinstance(tokens.projector, nn.Module)
         form = form_of(tokens.projector, rank)
-        note("closed_form", form.name)
+        note("closed_form", ", ".join([form.name, *form.origins]))
         note("rank_correlation", form.correlation)
         return found
 
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor | Selection:
         """Pick greedily, on the embeddings the language model would read."""
         return greedy_diverse(tokens.embeddings, scores, keep, fusion=self.fusion)
+
+
+def _cheapest(projector: Projector, width: int) -> Estimator:
+    if sensitivity.has_closed_form(projector):
+        return "closed_form"
+    return "jvp" if is_differentiable(projector, width) else "finite_difference"
 
 
 def _warn_linear(projector: object) -> None:

@@ -15,12 +15,14 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zooprune.precision import all_finite, exact_float32
 from zooprune.projectors import Projector
 from zooprune.sensitivity.jacobian import form_of, has_closed_form, squared_norm
-from zooprune.sensitivity.two_layer import as_mlp, in_float32, probe_rows
+from zooprune.sensitivity.running import Runner, directional, is_differentiable, probe_rows, runner_of
+from zooprune.sensitivity.two_layer import as_two_layers, with_second
 from zooprune.sensitivity.weight_cache import cached, unchanged
 
 __all__ = ["closed_form", "finite_difference", "has_closed_form", "is_linear", "jvp", "low_rank"]
@@ -53,7 +55,9 @@ def finite_difference(
     directions : int or Tensor, (m, d_vision)
         How many unit directions to draw, or the vectors themselves, brought to unit length. All tokens share them.
     step : float
-        How far to nudge, in the features' own units (h in the paper).
+        How far to nudge, in the features' own units (h in the paper). A quantised module that can only run as it
+        stands bears no small steps: there the step is at least the spacing of its numbers to the power of 1/3, times
+        the root mean square of the features' norms.
     seed : int
         Seed of the drawn directions.
     rank : int, optional
@@ -73,9 +77,10 @@ def finite_difference(
         raise ValueError(f"step={step} must be positive and finite; the paper uses 0.01")
     features = _checked(features)
     units = _unit_directions(directions, features, seed)
-    apply = in_float32(projector) if rank is None else low_rank(projector, rank)
-    total = features.new_zeros(len(features))
-    with torch.no_grad():
+    with unchanged(projector), torch.no_grad():
+        apply = _runner(projector, features, rank)
+        step = step if apply.exact else max(step, apply.step_for(features))
+        total = features.new_zeros(len(features))
         for rows, moved in zip(features.split(_CHUNK), total.split(_CHUNK), strict=True):
             for unit in units:
                 ahead, behind = apply(torch.stack([rows + step * unit, rows - step * unit]))
@@ -108,18 +113,20 @@ def jvp(
     Raises
     ------
     ValueError
-        As for `finite_difference`.
+        As for `finite_difference`, and if the projector is a step function, as one is that quantises activations, or
+        runs code that forward-mode differentiation cannot follow.
     """
     features = _checked(features)
     units = _unit_directions(directions, features, seed)
-    apply = in_float32(projector) if rank is None else low_rank(projector, rank)
     # Forward-mode differentiation cannot start from tensors made in inference mode.
-    with torch.inference_mode(False), torch.no_grad():
+    with unchanged(projector), torch.inference_mode(False), torch.no_grad():
+        if not is_differentiable(projector, features.shape[-1]):
+            raise ValueError('this projector cannot be differentiated; use estimator="finite_difference"')
+        apply = _runner(projector, features, rank)
         total = torch.zeros(len(features), dtype=torch.float32, device=features.device)
         for rows, moved in zip(features.clone().split(_CHUNK), total.split(_CHUNK), strict=True):
             for unit in units.clone():
-                change = torch.func.jvp(apply, (rows,), (unit.expand_as(rows),))[1]
-                moved += change.norm(dim=-1)
+                moved += directional(apply, rows, unit).norm(dim=-1)
     return total / len(units)
 
 
@@ -141,7 +148,8 @@ def closed_form(
     Parameters
     ----------
     projector : torch.nn.Module
-        Linear, elementwise activation without parameters, Linear; or a `zooprune.projectors.NormedMLP`.
+        Linear, elementwise activation without parameters, Linear; or a `zooprune.projectors.NormedMLP`. A layer may be
+        any affine map: one with adapters on it, with quantised weights, or with weights that are fetched when it runs.
     features : Tensor, (N, d_vision)
     rank : int, "auto" or None
         None takes G whole and is exact. A number keeps its exact diagonal plus that many columns, which costs a small
@@ -191,16 +199,17 @@ def is_linear(projector: Projector, features: Tensor) -> bool:
     -------
     bool
     """
+    width = features.shape[-1]
 
     def superposes() -> bool:
-        apply = in_float32(projector)
+        apply = runner_of(projector, width)
         with torch.no_grad():
-            one, other = (probe_rows(features.shape[-1], features.device, seed) for seed in (0, 1))
-            apart = apply(one) + apply(other)
-            together = apply(one + other) + apply(torch.zeros_like(one))
-        return bool(((apart - together).norm(dim=-1) <= 1e-4 * apart.norm(dim=-1)).all())
+            one, other = (probe_rows(width, features.device, seed) for seed in (0, 1))
+            apart = apply.at(one) + apply.at(other)
+            together = apply.at(one + other) + apply.at(torch.zeros_like(one))
+        return bool(((apart - together).norm(dim=-1) <= apply.tolerance * apart.norm(dim=-1)).all())
 
-    return cached(projector, "linear", superposes) if isinstance(projector, nn.Module) else superposes()
+    return cached(projector, ("linear", width), superposes) if isinstance(projector, nn.Module) else superposes()
 
 
 def low_rank(projector: Projector, rank: int) -> Projector:
@@ -214,21 +223,29 @@ def low_rank(projector: Projector, rank: int) -> Projector:
         If `rank` is not positive or the projector is not Linear -> activation -> Linear.
     """
     _positive("rank", rank)
-    mlp = as_mlp(projector)
-    if mlp is None:
+    mlp = as_two_layers(projector)
+    if mlp is None or mlp.norm is not None:
         raise ValueError("rank needs a projector of the form Linear -> activation -> Linear; leave it None here")
     assert isinstance(projector, nn.Module)
 
-    def factors() -> list[tuple[Tensor, Tensor]]:
-        pairs = []
-        for weight in (mlp.weight_1, mlp.weight_2):
-            left, values, right = torch.linalg.svd(weight, full_matrices=False)
-            pairs.append((left[:, :rank] * values[:rank], right[:rank]))
+    def factors() -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        whole, pairs = with_second(projector), []
+        for layer in (whole.first, whole.second):
+            assert layer is not None
+            left, values, right = torch.linalg.svd(layer.weight.detach().float(), full_matrices=False)
+            bias = None if layer.bias is None else layer.bias.detach().float().clone()
+            pairs.append((left[:, :rank] * values[:rank], right[:rank].contiguous(), bias))
         return pairs
 
-    (left_1, right_1), (left_2, right_2) = cached(projector, ("svd", rank), factors)
-    bias_1, bias_2 = mlp.bias_1, mlp.bias_2
-    return lambda x: mlp.activation((x @ right_1.T) @ left_1.T + bias_1) @ right_2.T @ left_2.T + bias_2
+    (left_1, right_1, bias_1), (left_2, right_2, bias_2) = cached(projector, ("svd", rank), factors)
+    activation = mlp.activation
+    return lambda x: F.linear(
+        F.linear(activation(F.linear(F.linear(x, right_1), left_1, bias_1)), right_2), left_2, bias_2
+    )
+
+
+def _runner(projector: Projector, features: Tensor, rank: int | None) -> Runner:
+    return runner_of(projector, features.shape[-1]) if rank is None else Runner(low_rank(projector, rank))
 
 
 def _unit_directions(directions: int | Tensor, features: Tensor, seed: int) -> Tensor:

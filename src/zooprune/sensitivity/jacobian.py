@@ -7,8 +7,9 @@ about the slopes that the tokens of an image have in common, which is nearly exa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -16,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zooprune.precision import exact_float32
-from zooprune.projectors import NormedMLP, Projector
-from zooprune.sensitivity.two_layer import TwoLayer, as_mlp, in_float32, is_plain
-from zooprune.sensitivity.weight_cache import cached
+from zooprune.projectors import Projector
+from zooprune.sensitivity.two_layer import Norm, TwoLayer, affine, as_two_layers, with_second
+from zooprune.sensitivity.weight_cache import already, cached
 
 #: Tokens worked on at once. What they give in between stays in a CPU's cache.
 _CHUNK = 256
@@ -147,6 +148,8 @@ class Form:
         Spearman's rank correlation, on random tokens, of the scores it gives with those of the whole.
     together : int
         How many tokens are scored at once.
+    origins : tuple of str
+        What other than plain layers the weights were read from, in words.
     own_layer : bool
         Whether the projector's first layer runs in its own dtype, as the model runs it, and not in float32.
     """
@@ -156,11 +159,12 @@ class Form:
     correlation: float = 1.0
     together: int = _CHUNK
     own_layer: bool = False
+    origins: tuple[str, ...] = ()
 
 
 def has_closed_form(projector: Projector) -> bool:
     """Return whether `squared_norm` knows the projector's form."""
-    return isinstance(projector, NormedMLP) or as_mlp(projector) is not None
+    return as_two_layers(projector) is not None
 
 
 def squared_norm(projector: nn.Module, features: Tensor, form: Form, hidden: Tensor | None = None) -> Tensor:
@@ -195,36 +199,55 @@ def form_of(projector: nn.Module, rank: int | Literal["auto"] | None) -> Form:
         tokens like the whole, and the first layer in its own dtype; or the whole where that fails or the matrices are
         too small for it to pay.
     """
-    parts = _parts(projector)
+    origins = _parts(projector).origins
 
     def whole() -> Form:
-        return Form(tuple(map(Whole, parts.grams())))
+        return Form(tuple(map(Whole, _kept_grams(projector))), origins=origins)
 
     def about_means() -> Form | None:
-        grams = tuple(parts.grams())
+        grams = _kept_grams(projector)
         for strips in _STRIPS:
             quadratics = tuple(AboutMeans(alike, strips) for alike in grams)
-            cheap = Form(quadratics, f"about {strips} means", together=_TOGETHER, own_layer=True)
+            cheap = Form(quadratics, f"about {strips} means", together=_TOGETHER, own_layer=True, origins=origins)
             found = _measured(projector, cheap, grams)
             if found.correlation >= _LEAST_CORRELATION:
                 return found
         return None
 
     def low_rank(columns: int) -> Form:
-        grams = tuple(parts.grams())
-        cheap = Form(tuple(LowRank.of(alike, columns) for alike in grams), f"diagonal + {columns} columns")
-        return _measured(projector, cheap, grams)
+        # The matrices themselves stay only where another form reads them.
+        grams = already(projector, "grams") or _new_grams(projector)
+        quadratics = tuple(LowRank.of(alike, columns) for alike in grams)
+        return _measured(projector, Form(quadratics, f"diagonal + {columns} columns", origins=origins), grams)
 
     if isinstance(rank, int):
         return cached(projector, ("form", rank), lambda: low_rank(rank))
-    if rank == "auto" and parts.d_hidden >= _LEAST_HIDDEN:
+    if rank == "auto" and _parts(projector).d_hidden >= _LEAST_HIDDEN:
         form = cached(projector, "about means", about_means)
         if form is not None:
             return form
     return cached(projector, "whole", whole)
 
 
-def _measured(projector: nn.Module, form: Form, grams: tuple[tuple[Tensor, ...], ...]) -> Form:
+Grams = tuple[tuple[Tensor, ...], ...]
+
+
+def _kept_grams(projector: nn.Module) -> Grams:
+    """Return the projector's matrices, which all forms that read them share."""
+    return cached(projector, "grams", lambda: _new_grams(projector))
+
+
+def _new_grams(projector: nn.Module) -> Grams:
+    mlp = with_second(projector)
+    found = _of(projector, mlp).grams()
+    known = as_two_layers(projector)
+    if known is not None and not isinstance(known.second, nn.Linear):
+        # Weights that only these matrices are made of need not stay beside them.
+        known.second = None
+    return found
+
+
+def _measured(projector: nn.Module, form: Form, grams: Grams) -> Form:
     """Return the form with its correlation filled in."""
     # Alike as they are, such tokens are harder to tell apart than those of an image.
     generator = torch.Generator().manual_seed(0)
@@ -247,15 +270,17 @@ def slopes(activation: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
 class _Plain:
     """W2 act(W1 x + b1) + b2: ||J||^2 = d^T G d with d the slopes and G = (W1 W1^T) * (W2^T W2), elementwise."""
 
-    def __init__(self, projector: nn.Module, mlp: TwoLayer) -> None:
-        self._projector, self._mlp = projector, mlp
+    def __init__(self, mlp: TwoLayer) -> None:
+        self._mlp = mlp
         self.d_hidden, self.d_vision = mlp.first.weight.shape
+        self.origins = mlp.origins
 
-    def grams(self) -> Iterator[tuple[Tensor, ...]]:
-        weight_1, weight_2 = self._mlp.weight_1, self._mlp.weight_2
-        yield ((weight_1 @ weight_1.T).mul_(weight_2.T @ weight_2),)
+    def grams(self) -> Grams:
+        """Return G."""
+        return (((self._weight @ self._weight.T).mul_(_outputs(self._mlp)),),)
 
     def squared(self, rows: Tensor, hidden: Tensor | None, form: Form) -> Tensor:
+        """Return ||J||^2 of every row."""
         found = [
             slopes(self._mlp.activation, self._hidden(rows[part], form.own_layer) if hidden is None else hidden[part])
             for part in _parted(rows)
@@ -265,9 +290,13 @@ class _Plain:
     def _hidden(self, rows: Tensor, own: bool) -> Tensor:
         first = self._mlp.first
         if own:
-            return F.linear(rows.to(first.weight.dtype), first.weight, first.bias)
-        weight, bias = cached(self._projector, "first", lambda: (self._mlp.weight_1, self._mlp.bias_1))
-        return (rows @ weight.T).add_(bias)
+            return F.linear(rows.to(first.weight.dtype), first.weight, _as(first.bias, first.weight.dtype))
+        return (rows @ self._weight.T).add_(0.0 if first.bias is None else first.bias.detach().float())
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        """W1 in float32, once for all tokens of a call."""
+        return self._mlp.first.weight.detach().float()
 
 
 class _Normed:
@@ -278,38 +307,38 @@ class _Normed:
     the norm does.
     """
 
-    def __init__(self, projector: NormedMLP) -> None:
-        self._projector = projector
-        self.d_hidden = projector.second.weight.shape[1]
-        self.d_vision = projector.blocks * projector.gain.shape[0]
+    def __init__(self, projector: nn.Module, mlp: TwoLayer, norm: Norm) -> None:
+        self._projector, self._mlp, self._norm = projector, mlp, norm
+        self.d_hidden, self.d_vision = mlp.first.weight.shape
+        self.origins = mlp.origins
 
-    def grams(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yield G of all blocks, then W2^T W2 for the rank-one terms."""
-        weight_2 = self._projector.second.weight.detach().float()
-        output = weight_2.T @ weight_2
-        columns, _ = cached(self._projector, "first", self._first)
-        blocks = columns.unbind(1)
-        if self._projector.centred:
-            blocks = tuple(block - block.mean(-1, keepdim=True) for block in blocks)
-        yield tuple((block @ block.T).mul_(output) for block in blocks)
-        yield (output,)
+    def grams(self) -> Grams:
+        """Return G of all blocks, then W2^T W2 for the rank-one terms."""
+        output, found = _outputs(self._mlp), []
+        for columns in self._mlp.first.weight.detach().unflatten(1, (self._mlp.blocks, -1)).unbind(1):
+            block = columns.float() * self._norm.gain
+            if self._norm.centred:
+                block -= block.mean(-1, keepdim=True)
+            found.append((block @ block.T).mul_(output))
+        return tuple(found), (output,)
 
     def squared(self, rows: Tensor, hidden: Tensor | None, form: Form) -> Tensor:
-        blocks = self._projector.blocks
-        _, constant = cached(self._projector, "first", self._first)
+        """Return ||J||^2 of every row."""
+        blocks = self._mlp.blocks
+        constant = cached(self._projector, "constant", self._constant)
         whole, output = form.quadratics
         found = rows.new_empty(len(rows), self.d_hidden)
         turned = rows.new_empty(blocks, len(rows), self.d_hidden)
         taken, scale = rows.new_empty(len(rows), blocks), rows.new_empty(len(rows), blocks)
         for part in _parted(rows):
-            unit, scale[part] = self._projector.normalised(rows[part].unflatten(-1, (blocks, -1)))
+            unit, scale[part] = self._norm.normalised(rows[part].unflatten(-1, (blocks, -1)))
             taken[part] = (2 - unit.square().mean(-1)) / unit.shape[-1]
             # What each block adds to the hidden units; they sum to what the activation reads.
             if hidden is not None and blocks == 1:
                 shares = (hidden[part].float() - constant)[None]
             else:
                 shares = self._shares(unit, form.own_layer)
-            found[part] = slopes(self._projector.activation, shares.sum(0) + constant)
+            found[part] = slopes(self._mlp.activation, shares.sum(0) + constant)
             torch.mul(shares, found[part], out=turned[:, part])
         # All blocks together: the matrix is read once.
         along = output(turned.flatten(0, 1)).view(blocks, -1).T
@@ -317,33 +346,42 @@ class _Normed:
 
     def _shares(self, unit: Tensor, own: bool) -> Tensor:
         """Return W1 diag(g) x^ of every block, (blocks, N, d_hidden)."""
-        first = self._projector.first
-        if own and isinstance(first, nn.Linear) and is_plain(first.weight):
-            weight = first.weight.unflatten(1, unit.shape[1:])
-            unit = (unit * self._projector.gain.float()).to(weight.dtype)
-        else:
-            weight, _ = cached(self._projector, "first", self._first)
+        weight = self._mlp.first.weight.detach() if own else self._weight
+        weight = weight.unflatten(1, unit.shape[1:])
+        unit = (unit * self._norm.gain).to(weight.dtype)
         return torch.stack([F.linear(unit[:, b], weight[:, b]).float() for b in range(unit.shape[1])])
 
-    def _first(self) -> tuple[Tensor, Tensor]:
-        """Return W1 diag(g), (d_hidden, blocks, n), and what the first layer gives for the norm's own bias."""
-        blocks = self._projector.blocks
-        gain = self._projector.gain.detach().float()
-        bias = getattr(self._projector.norm, "bias", None)
-        shift = torch.zeros_like(gain) if bias is None else bias.detach().float()
-        first = in_float32(self._projector.first)
-        origin = first(shift.repeat(blocks)[None])
-        identity = torch.eye(blocks * len(gain), device=gain.device)
-        weight = (first(identity) - first(torch.zeros_like(identity[:1]))).T
-        return weight.unflatten(1, (blocks, -1)) * gain, origin[0]
+    def _constant(self) -> Tensor:
+        """Return what the first layer gives for the norm's own bias."""
+        gain, shift = self._norm.gain, self._norm.shift
+        nothing = torch.zeros_like(gain) if shift is None else shift
+        return affine(nothing.repeat(self._mlp.blocks)[None], self._mlp.first)[0]
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        """W1 in float32, once for all tokens of a call."""
+        return self._mlp.first.weight.detach().float()
+
+
+def _outputs(mlp: TwoLayer) -> Tensor:
+    """Return W2^T W2, (d_hidden, d_hidden)."""
+    assert mlp.second is not None
+    weight = mlp.second.weight.detach().float()
+    return weight.T @ weight
+
+
+def _as(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if bias is None else bias.to(dtype)
 
 
 def _parts(projector: Projector) -> _Plain | _Normed:
-    if isinstance(projector, NormedMLP):
-        return _Normed(projector)
-    mlp = as_mlp(projector)
+    mlp = as_two_layers(projector)
     assert mlp is not None and isinstance(projector, nn.Module), "only projectors that have a closed form come here"
-    return _Plain(projector, mlp)
+    return _of(projector, mlp)
+
+
+def _of(projector: nn.Module, mlp: TwoLayer) -> _Plain | _Normed:
+    return _Plain(mlp) if mlp.norm is None else _Normed(projector, mlp, mlp.norm)
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:

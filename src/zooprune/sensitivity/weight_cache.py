@@ -1,7 +1,11 @@
-"""Keep what depends on a module's weights alone for as long as they stay the same."""
+"""Keep what depends on a module's weights alone for as long as they stay the same.
+
+Threads that ask for the same thing wait until the first of them has made it.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,12 +13,28 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from zooprune.sensitivity.fingerprint import fingerprint
 
 _T = TypeVar("_T")
 
-_kept: WeakKeyDictionary[nn.Module, tuple[Any, dict[Any, Any]]] = WeakKeyDictionary()
-_looked_at: ContextVar[dict[int, dict[Any, Any]]] = ContextVar("zooprune_looked_at")
+
+class _Known:
+    """What is known of a module's weights as they were at one look."""
+
+    def __init__(self, looks_like: Any) -> None:
+        self.looks_like = looks_like
+        self.values: dict[Any, Any] = {}
+        # One build may ask for another.
+        self.lock = threading.RLock()
+
+
+#: Guards the dictionaries, never a build.
+_guard = threading.Lock()
+_kept: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+_holders: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_looked_at: ContextVar[dict[int, _Known]] = ContextVar("zooprune_looked_at")
 
 
 def cached(module: nn.Module, key: Any, build: Callable[[], _T]) -> _T:
@@ -22,15 +42,19 @@ def cached(module: nn.Module, key: Any, build: Callable[[], _T]) -> _T:
 
     What is built must not hold the module, which would then never be freed.
     """
-    known = _looked_at.get({}).get(id(module))
-    if known is None:
-        known = _look(module)
-    if key not in known:
-        # What is kept may be read later outside of the caller's inference mode.
-        with torch.inference_mode(False), torch.no_grad():
-            known[key] = build()
-    value: _T = known[key]
+    known = _known(module)
+    with known.lock:
+        if key not in known.values:
+            # What is kept may be read later outside of the caller's inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                known.values[key] = build()
+        value: _T = known.values[key]
     return value
+
+
+def already(module: nn.Module, key: Any) -> Any:
+    """Return what was built under a key, or None if nothing was."""
+    return _known(module).values.get(key)
 
 
 @contextmanager
@@ -47,33 +71,43 @@ def unchanged(module: object) -> Iterator[None]:
         _looked_at.reset(token)
 
 
-def _look(module: nn.Module) -> dict[Any, Any]:
-    """Return what is known of the weights as they are now."""
-    fingerprint = _fingerprint([*module.parameters(), *module.buffers()])
-    known = _kept.get(module)
-    if known is None or known[0] != fingerprint:
-        known = _kept[module] = (fingerprint, {})
-    return known[1]
+def hold(model: nn.Module) -> None:
+    """Count one more user of a model, for whom everything that is kept of it stays."""
+    with _guard:
+        _holders[model] = _holders.get(model, 0) + 1
 
 
-def _fingerprint(values: list[Tensor]) -> list[Any]:
-    """Return what tells tensors from their earlier selves.
+def release(model: nn.Module) -> None:
+    """Count one user less; after the last one, `forget` the model."""
+    with _guard:
+        left = _holders.pop(model, 1) - 1
+        if left > 0:
+            _holders[model] = left
+    if left <= 0:
+        forget(model)
 
-    Neither address nor version changes when ``.data`` is written to, or when a freed address is used again, hence
-    the sums over the contents.
+
+def forget(model: nn.Module) -> None:
+    """Give back all memory kept for a module, for parts of it, and for modules made of its parts.
+
+    Calls under way finish with what they have. The next call builds again what it needs.
     """
-    marks = [
-        (value.data_ptr(), 0 if value.is_inference() else value._version, value.dtype, value.device) for value in values
-    ]
-    sums = [_sum_of_bits(value.detach()) for value in values]
-    # Brought together on one device, so that the host waits for it once.
-    return [marks, torch.stack([total.to(sums[0].device) for total in sums]).tolist() if sums else []]
+    mine = set(model.modules())
+    with _guard:
+        for module in list(_kept):
+            if not mine.isdisjoint(module.modules()):
+                del _kept[module]
 
 
-def _sum_of_bits(value: Tensor) -> Tensor:
-    """Return the sum of a tensor's bits as 64-bit words, modulo 2^64: as fast as memory, whatever the dtype."""
-    octets = value.contiguous().view(-1).view(torch.uint8)
-    if octets.storage_offset() % 8:
-        octets = octets.clone()
-    whole = len(octets) // 8 * 8
-    return octets[:whole].view(torch.int64).sum() + octets[whole:].sum()
+def _known(module: nn.Module) -> _Known:
+    return _looked_at.get({}).get(id(module)) or _look(module)
+
+
+def _look(module: nn.Module) -> _Known:
+    """Return what is known of the weights as they are now."""
+    looks_like = fingerprint(module)
+    with _guard:
+        known = _kept.get(module)
+        if known is None or known.looks_like != looks_like:
+            known = _kept[module] = _Known(looks_like)
+    return known

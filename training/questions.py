@@ -13,15 +13,14 @@ from typing import TypeVar
 
 import numpy as np
 
+from vocabulary import NAMES, ORDINALS, PLACES, plural
+from zooprune.bundled.benchmark import KINDS
 from zooprune.bundled.layout import SIDE, Box, Layout, Thing
-from zooprune.bundled.vocabulary import NAMES, ORDINALS, PLACES, plural
 
 _T = TypeVar("_T")
 
-#: The kinds of question about one scene, in the order the tables show them.
-SINGLE_KINDS = ("existence", "place", "relation", "colour", "count", "sign", "digit", "print")
-#: And with those about two.
-KINDS = (*SINGLE_KINDS, "pair")
+#: The kinds of question about one scene.
+SINGLE_KINDS = KINDS[:-1]
 
 
 @dataclass(frozen=True)
