@@ -663,3 +663,28 @@ def test_images_beside_videos_are_refused_where_they_cannot_be_told_apart(name):
     inputs = CASES[name].make(model, [[0]]) | make_videos(name, model, [[4]])
     with prune(model, pruner(3)), pytest.raises(ValueError, match="either images or videos"):
         model.generate(**inputs)
+
+
+def test_tokens_that_the_model_leaves_out_of_a_video_are_left_out():
+    """VideoLLaMA 3: pruning chooses among those that show something new."""
+    model = CASES["videollama3"].model()
+    inputs = make_videos("videollama3", model, [[4]])
+    stays = torch.ones(4, 6, dtype=torch.bool)
+    stays[1, ::2] = stays[3] = False
+    held = (inputs["input_ids"][0] == VIDEO).nonzero()[:, 0]
+    columns = torch.ones(inputs["input_ids"].shape[1], dtype=torch.bool)
+    columns[held[int(stays.sum()) :]] = False
+    for name in ("input_ids", "attention_mask"):
+        inputs[name] = inputs[name][:, columns]
+    inputs["video_compression_mask"] = stays.flatten()
+    options = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
+    plain = model.generate(**inputs, **options)
+    with prune(model, pruner(1.0)):
+        kept = model.generate(**inputs, **options)
+    assert all(torch.equal(one, other) for one, other in zip(kept.logits, plain.logits, strict=True))
+    with prune(model, pruner(5)) as session:
+        model.generate(**inputs, **GREEDY)
+    (video,) = (image for image in session.reports[0].images if image.modality == "video")
+    frame, row, column = stays.view(4, 2, 3).nonzero().unbind(1)
+    assert torch.equal(video.positions, torch.stack([frame, 0 * frame, row, column], dim=1))
+    assert len(video.selection) == 5
