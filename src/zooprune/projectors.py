@@ -55,12 +55,19 @@ class NormedLinear(nn.Module):
     Parameters
     ----------
     norm : torch.nn.Module
-    matrix : torch.nn.Parameter, (d_vision, d_text)
+    matrix : Tensor, (d_vision, d_text)
+        The model's own parameter, or its values where the parameter itself is kept elsewhere.
     """
 
-    def __init__(self, norm: nn.Module, matrix: nn.Parameter) -> None:
+    matrix: Tensor
+
+    def __init__(self, norm: nn.Module, matrix: Tensor) -> None:
         super().__init__()
-        self.norm, self.matrix = norm, matrix
+        self.norm = norm
+        if isinstance(matrix, nn.Parameter):
+            self.matrix = matrix
+        else:
+            self.register_buffer("matrix", matrix)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., d_vision) to (..., d_text)."""

@@ -10,6 +10,7 @@ from torch import nn
 from zooprune.families.base import Family
 from zooprune.families.tiling import pooled, square_tiles
 from zooprune.projectors import NormedLinear
+from zooprune.sensitivity.copies import own_tensors
 from zooprune.signals import TowerSignal
 from zooprune.visuals import Encoded, Modality, Visual
 
@@ -26,7 +27,9 @@ class Gemma3(Family):
 
     def tail(self, projector: Any) -> nn.Module:
         """Return what follows the pooling."""
-        return NormedLinear(projector.mm_soft_emb_norm, projector.mm_input_projection_weight)
+        # No module is called for the matrix, so that accelerate does not bring it back when it is offloaded.
+        matrix = dict(own_tensors(projector))["mm_input_projection_weight"]
+        return NormedLinear(projector.mm_soft_emb_norm, matrix)
 
     def encode(
         self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()

@@ -260,4 +260,4 @@ def lasting(projector: nn.Module, tail: nn.Module) -> nn.Module:
 
 def _parts(tail: nn.Module) -> list[int]:
     layers = [id(module) for module in tail.modules() if next(module.children(), None) is None]
-    return layers + [id(parameter) for parameter in tail.parameters()]
+    return layers + [id(value) for value in (*tail.parameters(), *tail.buffers())]
