@@ -136,13 +136,13 @@ def test_a_killed_run_goes_on(whole, tmp_path):
 
 def test_another_configuration_is_refused(tmp_path):
     Results(tmp_path, {"batch": 2, "keep": [9]})
-    with pytest.raises(ValueError, match="holds a run with another keep; choose another folder with --out"):
+    with pytest.raises(ValueError, match="holds a run with other keep; choose another folder with --out"):
         Results(tmp_path, {"batch": 2, "keep": [64]})
     description = json.loads((tmp_path / "run.json").read_text())
     assert set(description["environment"]["versions"]) == {"zooprune", "torch", "transformers"}
     description["environment"]["versions"]["torch"] = "0.1"
     (tmp_path / "run.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="another torch"):
+    with pytest.raises(ValueError, match="other torch"):
         Results(tmp_path, {"batch": 2, "keep": [9]})
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
@@ -170,8 +170,27 @@ def test_the_fingerprint_tells_questions_apart():
 
 
 def test_seeds_only_where_they_matter():
-    labels = [setting.key for setting in grid(["none", "zoo", "random", "zoo"], [64, 64], [0, 1, 2])]
-    assert labels == [("none", None, None), ("zoo", 64, None), *(("random", 64, seed) for seed in (0, 1, 2))]
+    labels = [setting.described for setting in grid(["none", "zoo", "random", "zoo"], [64, 64], [0, 1, 2])]
+    assert labels == [["none", None, None], ["zoo", 64, None], *(["random", 64, seed] for seed in (0, 1, 2))]
+    # Where sensitivity is sampled, ZOO-Prune draws as well.
+    sampled = grid(["zoo", "diversity"], [64], [0, 1], sensitivity="sampled")
+    assert [one.described for one in sampled[1:]] == [["zoo", 64, 0], ["zoo", 64, 1], ["diversity", 64, None]]
+
+
+def test_one_token_and_all_tokens_are_two_settings(tmp_path):
+    settings = grid(["diversity"], [1, 1.0, 1])
+    assert [repr(one.keep) for one in settings] == ["None", "1", "1.0"]
+    assert len({one.key for one in settings}) == 3
+    results = Results(tmp_path, {"settings": [one.described for one in settings]})
+    evaluate(make_subject(), make_examples(), settings, results, timed=0)
+    kept = {repr(row["keep"]): row["kept_tokens"] for row in results.rows if row["id"] == "0"}
+    assert kept == {"None": 36, "1": 1, "1.0": 36} and len(results.rows) == 3 * 5
+
+
+def test_one_token_does_not_resume_a_run_of_all_tokens(tmp_path):
+    Results(tmp_path, {"settings": [Setting("zoo", 1).described]})
+    with pytest.raises(ValueError, match="other settings"):
+        Results(tmp_path, {"settings": [Setting("zoo", 1.0).described]})
 
 
 def test_a_setting_is_checked_when_it_is_made():

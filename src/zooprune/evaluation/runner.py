@@ -20,7 +20,7 @@ from zooprune.data.examples import Example
 from zooprune.encoding import remembering_encodings
 from zooprune.environment import describe
 from zooprune.evaluation.evidence import kept_regions
-from zooprune.evaluation.metrics import is_right
+from zooprune.evaluation.metrics import budget, is_right
 from zooprune.files import write_text
 from zooprune.generation import Session
 from zooprune.policy import Policy
@@ -79,9 +79,14 @@ class Setting:
         return self.method + (f"({', '.join(f'{name}={value}' for name, value in unusual.items())})" if unusual else "")
 
     @property
-    def key(self) -> tuple[str, int | float | None, int | None]:
-        """What tells its rows from others'."""
-        return self.label, self.keep, self.seed
+    def key(self) -> tuple[str, str, int | None]:
+        """What tells its rows from others'; the budget in words, since 1 == 1.0."""
+        return self.label, budget(self.keep), self.seed
+
+    @property
+    def described(self) -> list[Any]:
+        """What run.json says of it."""
+        return [self.label, self.keep, self.seed]
 
 
 def grid(
@@ -100,10 +105,12 @@ def grid(
         How the sensitivity of the model's projector is found, from its family.
     """
     settings = [Setting()]
+    # 1 is one token and 1.0 all of them.
+    different = {budget(keep): keep for keep in keeps}.values()
     for method in dict.fromkeys(methods):
         if method != UNPRUNED:
             mine = tuple(dict.fromkeys(seeds)) if get_pruner(method).draws(sensitivity) else (None,)
-            settings += [Setting(method, keep, seed) for keep in dict.fromkeys(keeps) for seed in mine]
+            settings += [Setting(method, keep, seed) for keep in different for seed in mine]
     return settings
 
 
@@ -151,6 +158,7 @@ class Subject:
                     "seed": setting.seed,
                     "id": example.id,
                     "task": example.task,
+                    "scenes": list(example.scenes),
                     "reply": reply,
                     "answers": list(example.answers),
                     "right": is_right(reply, example.answers) if example.answers else None,
@@ -196,16 +204,16 @@ class Results:
     Parameters
     ----------
     folder : Path
-        Made when it is not there. A run that was broken off in it is taken up again. As long as this object lives, it
-        is the only one for this folder.
+        Made when it is not there. An interrupted run in it is resumed. As long as this object lives, it is the only
+        one for this folder.
     configuration : dict
         What the run depends on, as JSON can hold it.
 
     Raises
     ------
     ValueError
-        If the folder holds a run of another configuration or other versions, a line of its results is damaged, or
-        another run writes to it.
+        If the folder holds a run of another configuration, other versions or another commit, a line of its results is
+        damaged, or another run writes to it.
     """
 
     def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
@@ -247,17 +255,18 @@ class Results:
             return mine
         try:
             there: dict[str, Any] = json.loads(path.read_text())
-            pairs = (
-                (there["configuration"], mine["configuration"]),
-                (there["environment"]["versions"], mine["environment"]["versions"]),
-            )
+            pairs = [
+                (run["configuration"], run["environment"]["versions"], {"commit": run["environment"]["commit"]})
+                for run in (there, mine)
+            ]
         except (json.JSONDecodeError, KeyError, TypeError):
             raise ValueError(f"{path} is damaged; choose another folder with --out") from None
-        for old, new in pairs:
-            changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+        for old, new in zip(*pairs, strict=True):
+            # As text, because 1 == 1.0 and [1] == (1,).
+            changed = sorted(name for name in {*old, *new} if json.dumps(old.get(name)) != json.dumps(new.get(name)))
             if changed:
                 raise ValueError(
-                    f"{self.folder} holds a run with another {', '.join(changed)}; choose another folder with --out"
+                    f"{self.folder} holds a run with other {', '.join(changed)}; choose another folder with --out"
                 )
         return there
 
@@ -296,12 +305,17 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _key(row: Row) -> tuple[Any, ...]:
-    return row["model"], row["method"], row["keep"], row["seed"], row["id"]
+    return row["model"], *setting_key(row), row["id"]
+
+
+def setting_key(row: Row) -> tuple[str, str, int | None]:
+    """Return the `Setting.key` of a row."""
+    return row["method"], budget(row["keep"]), row["seed"]
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """Return a digest of questions and answers, which tells whether a run goes on with the same ones."""
-    told = [[one.id, one.task, one.question, one.answers, len(one.images)] for one in examples]
+    """Return a digest of questions, answers and images, which tells whether a run goes on with the same ones."""
+    told = [[one.id, one.task, one.question, one.answers, one.scenes, one.versions] for one in examples]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
