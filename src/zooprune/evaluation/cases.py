@@ -92,11 +92,11 @@ def draw_case(subject: Subject, case: Case) -> list[Image.Image]:
 
     Raises
     ------
-    ValueError
+    CannotDrawError
         If the model reads an image as several tiles.
     """
     inputs = subject.prepare([case.example])
-    _, report, _ = subject.generate(inputs, case.setting)
+    report = subject.generate(inputs, case.setting).report
     images = [load() for load in case.example.images]
     groups: list[Sequence[ImageReport]] = [report.images]
     if len(report.images) == len(images):

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
+from zooprune.answering import Answered, answer
 from zooprune.costs import kv_cache_bytes, prefill_flops
 from zooprune.data.examples import Example
 from zooprune.encoding import remembering_encodings
@@ -22,12 +21,10 @@ from zooprune.environment import describe
 from zooprune.evaluation.evidence import kept_regions
 from zooprune.evaluation.metrics import budget, is_right
 from zooprune.files import write_text
-from zooprune.generation import Session
 from zooprune.policy import Policy
 from zooprune.projectors import Sensitivity
-from zooprune.prompting import build_inputs
+from zooprune.prompting import build_inputs, check_question
 from zooprune.pruners import UNPRUNED, Pruner, get_pruner
-from zooprune.reports import Report
 
 Row = dict[str, Any]
 
@@ -141,11 +138,12 @@ class Subject:
 
     def ask(self, examples: Sequence[Example], inputs: Any, setting: Setting) -> list[Row]:
         """Return one row per question."""
-        replies, report, _ = self.generate(inputs, setting)
+        answered = self.generate(inputs, setting)
+        report = answered.report
         config = self.model.config.get_text_config()
         lengths = inputs["attention_mask"].sum(1).tolist()
         rows = []
-        for number, (example, reply, length) in enumerate(zip(examples, replies, lengths, strict=True)):
+        for number, (example, reply, length) in enumerate(zip(examples, answered.texts, lengths, strict=True)):
             images = [image for image in report.images if image.row == number]
             total = sum(image.selection.total + image.separators[1] for image in images)
             kept = sum(len(image.selection) + image.separators[0] for image in images)
@@ -178,24 +176,15 @@ class Subject:
         inputs = self.prepare([example])
         taken = []
         for setting in settings:
-            _, report, total = self.generate(inputs, setting)
-            taken.append(report.seconds | {"total": total})
+            answered = self.generate(inputs, setting)
+            taken.append(answered.report.seconds | {"total": answered.seconds})
         return taken
 
-    def generate(self, inputs: Any, setting: Setting) -> tuple[list[str], Report, float]:
+    def generate(self, inputs: Any, setting: Setting) -> Answered:
         """Return the replies, the session's report and the seconds it took."""
-        with torch.no_grad(), Session(self.model, setting.pruner(), setting.policy) as session:
-            self._wait()
-            began = time.perf_counter()
-            output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
-            self._wait()
-            total = time.perf_counter() - began
-        said = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [reply.strip() for reply in said], session.reports[-1], total
-
-    def _wait(self) -> None:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
+        return answer(
+            self.model, self.processor, inputs, setting.pruner(), setting.policy, max_new_tokens=self.max_new_tokens
+        )
 
 
 class Results:
@@ -347,9 +336,20 @@ def evaluate(
         How many questions are timed.
     progress : callable
         Told how many rows there are more.
+
+    Raises
+    ------
+    ValueError
+        If `batch` is not positive, or a question cannot be asked; the message says which.
     """
     if batch < 1:
         raise ValueError(f"batch={batch} leaves no question; give at least 1")
+    for example in examples:
+        # Now rather than after an hour.
+        try:
+            check_question(subject.processor, example.question)
+        except ValueError as error:
+            raise ValueError(f"question {example.id}: {error}") from None
     warm = False
     for first in range(0, len(examples), batch):
         mine = examples[first : first + batch]
