@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -19,9 +18,11 @@ from rich.table import Table
 
 from environment import write
 from zooprune import load_bundled
+from zooprune.answering import generate
 from zooprune.bundled.benchmark import KINDS, Item, load_benchmark, scene_image
 from zooprune.bundled.layout import SIDE
 from zooprune.evaluation.metrics import is_right
+from zooprune.prompting import build_inputs
 
 BATCH = 45
 GREY = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
@@ -29,17 +30,12 @@ GREY = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
 
 def ask(model, processor, items: list[Item], images: str) -> list[str]:
     """Return the replies; `images` is "shown", "blank" or "removed"."""
-    texts, pictures = [], []
-    for item in items:
-        shown = [] if images == "removed" else [{"type": "image"}] * len(item.scenes)
-        message = {"role": "user", "content": [*shown, {"type": "text", "text": item.question}]}
-        texts.append(processor.apply_chat_template([message], add_generation_prompt=True))
-        pictures += [scene_image(scene) if images == "shown" else GREY for scene in item.scenes]
-    given = None if images == "removed" else pictures
-    inputs = processor(text=texts, images=given, return_tensors="pt", padding=True)
-    with torch.no_grad():
-        output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-    return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    shown = [
+        [] if images == "removed" else [scene_image(scene) if images == "shown" else GREY for scene in item.scenes]
+        for item in items
+    ]
+    inputs = build_inputs(processor, shown, [item.question for item in items])
+    return list(generate(model, processor, inputs, max_new_tokens=8)[0])
 
 
 def main() -> None:

@@ -1,19 +1,26 @@
 """Print the tables of docs/findings.md and of the README from the newest result files.
 
-    python benchmarks/tables.py
+    python benchmarks/tables.py                  # from the files that are there
+    python benchmarks/tables.py --run runs/eval  # makes table-*.json from the folder of a finished run first
 
-`blind.py` and `findings.py` write two of them. The third, ``table-*.json``, is what ``zooprune eval --json`` prints
-together with the run's ``run.json``; its command stands in the page.
+`blind.py` and `findings.py` write two of them. The third, ``table-*.json``, holds the figures of a run of ``zooprune
+eval`` on the bundled questions, whose command stands in the page, together with the run's ``run.json``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from environment import RESULTS
 from zooprune.bundled.benchmark import KINDS
+from zooprune.data.examples import bundled_examples
+from zooprune.evaluation.report import digest
+from zooprune.evaluation.runner import read_rows
+from zooprune.files import write_text
 
 BUDGETS = (192, 128, 64, 32, 16)
 METHODS = ("zoo", "diversity", "sensitivity", "random")
@@ -39,7 +46,29 @@ def span(interval: list[float], sign: str = "") -> str:
     return " to ".join(percent(end, sign) for end in interval)
 
 
+def write_figures(folder: Path) -> Path:
+    """Write what a finished run on the bundled questions found, and return the file.
+
+    Rows of runs that did not note the scenes of a question get them from the benchmark.
+    """
+    run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    examples = {example.id: example for example in bundled_examples()}
+    rows = [row | {"scenes": list(examples[row["id"]].scenes)} for row in read_rows(folder / "results.jsonl")]
+    answered = {row["id"] for row in rows}
+    if len(answered) < len(examples) or len(rows) % len(examples):
+        raise SystemExit(f"{folder} is not finished: {len(rows):,} replies to {len(answered):,} questions")
+    path = RESULTS / f"table-{run['environment']['date']}.json"
+    figures = {"environment": run["environment"], "configuration": run["configuration"], "models": digest(rows)}
+    write_text(path, json.dumps(figures, indent=1) + "\n")
+    return path
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="folder of a finished run to take the figures of")
+    arguments = parser.parse_args()
+    if arguments.run is not None:
+        print(write_figures(arguments.run))
     blind = newest("blind")
     print(f"{blind['questions']} questions\n")
     show(

@@ -8,6 +8,7 @@ import shutil
 import stat
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -198,6 +199,48 @@ def edit_config(folder, change):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def of_wrong_types(folder):
+    edit_config(folder, lambda config: config["text_config"].update(hidden_size="wide"))
+
+
+def without_heads(folder):
+    edit_config(folder, lambda config: config["vision_config"].update(num_attention_heads=0))
+
+
+def without_text_heads(folder):
+    edit_config(folder, lambda config: config["text_config"].update(num_attention_heads=0, head_dim=None))
+
+
+def with_a_word_for_a_part(folder):
+    edit_config(folder, lambda config: config.update(vision_config="clip"))
+
+
+def with_an_unknown_part(folder):
+    edit_config(folder, lambda config: config["text_config"].update(model_type="nothing"))
+
+
+def with_a_list(folder):
+    (folder / "config.json").write_text("[]")
+
+
+def of_unknown_layer(folder):
+    edit_config(folder, lambda config: config["text_config"].update(hidden_act="nothing"))
+
+
+def with_an_empty_tokenizer(folder):
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def with_an_odd_processor(folder):
+    for path in folder.glob("*processor*config.json"):
+        path.write_text('{"image_processor_type": 3, "processor_class": "LlavaProcessor", "size": "large"}')
+
+
+ODD_CHECKPOINTS = [
+    of_wrong_types, without_heads, without_text_heads, with_a_word_for_a_part, with_an_unknown_part, with_a_list,
+    of_unknown_layer, with_an_empty_tokenizer, with_an_odd_processor,
+]  # fmt: skip
+
 BAD_CHECKPOINTS = {
     corrupt: "must be whole",
     cut: "must be whole",
@@ -220,6 +263,56 @@ def test_a_spoilt_checkpoint_is_one_line_and_exit_code_two(command, tmp_path, sp
     assert code == 2 and out == ""
     assert BAD_CHECKPOINTS[spoil] in err and err.count("\n") == 1
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("spoil", ODD_CHECKPOINTS, ids=lambda spoil: spoil.__name__)
+def test_an_odd_checkpoint_is_one_line_and_exit_code_two(command, tmp_path, spoil):
+    """Whatever transformers raises about it, none of which is a ValueError by rights."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(BUNDLED_FOLDER, folder)
+    spoil(folder)
+    code, out, err = command("ask", "--model", folder)
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert str(folder) in err and "cannot load" in err and "()" not in err
+    code, out, err = command("models", folder)
+    assert code == 0 or (code == 2 and out == "" and err.count("\n") == 1)
+
+
+def test_a_question_is_shown_as_it_is(command, photo, tmp_path):
+    question = "what is in the [/top] [red]left?\x1b[31m\a"
+    code, out, err = command("ask", photo, question, "--save", "[bold].png")
+    assert code == 0 and err == ""
+    assert "what is in the [/top] [red]left?\\x1b[31m\\x07" in out and "\x1b" not in out and "\a" not in out
+    assert "picture: [bold].png" in out and (tmp_path / "[bold].png").exists()
+    code, _, err = command("ask", "[/none]\x1b.png", question)
+    assert code == 2 and "[/none]\\x1b.png does not exist" in err
+
+
+def test_a_mark_of_the_processor_in_a_question_is_refused(command, photo):
+    code, _, err = command("ask", photo, "what is an <image>?")
+    assert code == 2 and "the question holds '<image>'" in err and err.count("\n") == 1
+
+
+def test_faults_of_the_program_are_not_hidden(command, monkeypatch, tmp_path):
+    def fails(error):
+        def app():
+            error()
+
+        monkeypatch.setattr(cli, "app", app)
+
+    fails(lambda: len(3))
+    with pytest.raises(TypeError):
+        command("ask")
+    fails(lambda: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError):
+        command("ask")
+    fails(lambda: np.ones(2) + np.ones(3))
+    with pytest.raises(ValueError, match="broadcast"):
+        command("ask")
+    fails(lambda: cli._parse_keep("many"))
+    assert command("ask")[0] == 2
+    fails(lambda: (tmp_path / "nowhere").read_text())
+    assert command("ask")[0] == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from zooprune.data.examples import bundled_examples, load_examples
+from zooprune.evaluation.runner import fingerprint
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -48,16 +51,103 @@ def test_json_lines(folder):
     rows = [
         {"image": "images/red.png", "question": "what colour?", "answers": "red"},
         {"images": ["images/red.png", "images/blue.png"], "question": "same?", "answers": ["no", "No."]},
-        {"image": "images/blue.png", "question": "what colour?"},
+        {"image": "images/blue.png", "question": "what colour?", "answers": "blue", "task": "colour"},
     ]
     path = folder / "mine.jsonl"
-    path.write_text("\n\n".join(map(json.dumps, rows)))
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     examples = load_examples(path)
     assert colours(examples) == [[RED], [RED, BLUE], [BLUE]]
-    assert [example.answers for example in examples] == [("red",), ("no", "No."), ()]
-    assert [example.id for example in examples] == ["1", "3", "5"]
-    assert {example.task for example in examples} == {"questions"}
+    assert [example.answers for example in examples] == [("red",), ("no", "No."), ("blue",)]
+    assert [example.id for example in examples] == ["1", "2", "3"]
+    assert [example.task for example in examples] == ["questions", "questions", "colour"]
     assert len(load_examples(path, limit=2)) == 2
+
+
+def write(folder, *rows):
+    """Write rows of JSON Lines, each about the red image unless it says otherwise."""
+    path = folder / "mine.jsonl"
+    path.write_text("\n".join(json.dumps({"image": "images/red.png", "question": "?"} | row) for row in rows))
+    return path
+
+
+def test_ids_are_used_and_unique(folder):
+    assert [one.id for one in load_examples(write(folder, {"id": "a"}, {"id": 7}))] == ["a", "7"]
+    with pytest.raises(ValueError, match=r"row 3: the id 'a' is that of .*mine.jsonl, row 1 too"):
+        load_examples(write(folder, {"id": "a"}, {"id": "b"}, {"id": "a"}))
+
+
+def test_questions_about_the_same_image_are_of_one_scene(folder):
+    path = write(folder, {}, {"image": "images/blue.png"}, {"image": "./images/red.png"})
+    first, second, third = load_examples(path)
+    assert first.scenes == third.scenes != second.scenes
+    first, second = load_examples(write(folder, {"cluster": 1}, {"cluster": 1, "image": "images/blue.png"}))
+    assert first.scenes == second.scenes
+    table = pa.table({"image": [{"bytes": encoded(BLUE), "path": None}] * 2, "question": ["a?", "b?"]})
+    pq.write_table(table, folder / "bytes.parquet")
+    first, second = load_examples(folder / "bytes.parquet")
+    assert first.scenes == second.scenes
+    pair = next(one for one in bundled_examples(limit=9) if len(one.images) == 2)
+    assert len(pair.scenes) == 2
+
+
+@pytest.mark.parametrize("column", ["answers", "id", "cluster"])
+def test_half_given_columns_are_refused(folder, column):
+    for rows in ([{column: "a"}, {column: "b"}, {}], [{}, {}, {column: "a"}]):
+        with pytest.raises(ValueError, match=f"row . has some; give {column} in all rows or in none") as error:
+            load_examples(write(folder, *rows))
+        assert f"row {3 if rows[0] else 1}: no {column}" in str(error.value)
+
+
+@pytest.mark.parametrize("wrong, right", [("answer", "answers"), ("Answers", "answers"), ("anwsers", "answers"),
+                                          ("clusters", "cluster"), ("Task", "task")])  # fmt: skip
+def test_misspelt_columns_are_refused(folder, wrong, right):
+    with pytest.raises(ValueError, match=f"row 2: there is no column '{wrong}'; call it '{right}'"):
+        load_examples(write(folder, {}, {wrong: "red"}))
+
+
+def test_other_columns_are_said_once(folder):
+    path = write(folder, {"source": "web", "idx": 3}, {"source": "book", "idx": 4})
+    with pytest.warns(UserWarning, match="row 1: not read: the columns idx, source; known are image") as caught:
+        assert [one.id for one in load_examples(path)] == ["1", "2"]
+    assert len(caught) == 1
+
+
+def test_an_image_that_changes_is_noticed(folder):
+    path = write(folder, {})
+    before = fingerprint(load_examples(path))
+    assert fingerprint(load_examples(path)) == before
+    Image.new("RGB", (21, 10), BLUE).save(folder / "images" / "red.png")
+    assert fingerprint(load_examples(path)) != before
+    found = set()
+    for colour in (RED, BLUE, RED):
+        table = pa.table({"image": [{"bytes": encoded(colour), "path": None}], "question": ["what colour?"]})
+        pq.write_table(table, folder / "bytes.parquet")
+        found.add(fingerprint(load_examples(folder / "bytes.parquet")))
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("group", [7, 400])
+def test_encoded_images_stay_in_their_file(folder, group):
+    """Rows of a Parquet file hold no image, and images come one by one in whatever order they are asked for."""
+    count, size = 400, 40_000
+    rng = np.random.default_rng(0)
+    shades = [number % 256 for number in range(count)]
+    # What follows the image's end makes it as large as a photograph.
+    files = [encoded((shade, 0, 0)) + rng.bytes(size) for shade in shades]
+    table = pa.table({"images": [[{"bytes": data, "path": None}] for data in files], "question": ["?"] * count})
+    # A page is read as a whole, so pages must be small beside the file for the test to say something.
+    pq.write_table(table, folder / "many.parquet", row_group_size=group, write_batch_size=16)
+    del table, files
+    tracemalloc.start()
+    arrow = pa.total_allocated_bytes()
+    examples = load_examples(folder / "many.parquet")
+    order = [*range(count), *rng.permutation(count)[:10].tolist()]
+    assert [examples[number].images[0]().getpixel((0, 0))[0] for number in order] == [shades[n] for n in order]
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    whole = count * size
+    assert held < whole / 8 and peak < whole / 4
+    assert pa.total_allocated_bytes() - arrow < whole / 3
 
 
 def test_parquet_with_paths_and_with_bytes(folder):
@@ -111,6 +201,9 @@ def test_images_with_a_table_beside_them(folder, tmp_path, monkeypatch):
 
 BAD_ROWS = {
     "not JSON": ("{", "not JSON"),
+    "empty": ("{}", "no question"),
+    "an empty answer": ({"image": "images/red.png", "question": "?", "answers": [" "]}, "an answer is empty"),
+    "an id of another kind": ({"image": "images/red.png", "question": "?", "id": [3]}, "id must be text or a whole"),
     "no object": ("[1]", "expected an object"),
     "no question": ({"image": "images/red.png"}, "no question"),
     "blank question": ({"image": "images/red.png", "question": " "}, "no question"),
@@ -134,6 +227,14 @@ def test_a_bad_row_is_named(folder, kind):
     with pytest.raises(ValueError, match=message) as error:
         load_examples(path)
     assert f"{path}, row 2" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_empty_line_is_named(folder):
+    path = folder / "mine.jsonl"
+    good = json.dumps({"image": "images/red.png", "question": "what colour?"})
+    path.write_text(f"{good}\n\n{good}\n")
+    with pytest.raises(ValueError, match="row 2: the row is empty"):
+        load_examples(path)
 
 
 def test_an_image_that_cannot_be_read_is_named(folder):

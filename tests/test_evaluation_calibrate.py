@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy.stats import binomtest
 from conftest import clip_llama, make_processor
 from test_evaluation_runner import make_examples, make_subject
 from zooprune import ZooPrune, prune
-from zooprune.evaluation.calibrate import SHARES, calibrate, lower_bound, questions_needed, search
+from zooprune.evaluation.calibrate import SHARES, calibrate, lower_bound, questions_needed, search, worth
 from zooprune.evaluation.runner import Setting
 from zooprune.plan import Plan
 from zooprune.policy import Policy
@@ -93,6 +94,12 @@ def test_dropping_early_changes_no_outcome(seed):
         curve("zoo", 0.99, 0.949, 0.949) | curve("random", 0.949, 0.93, 0.9),
         # A smaller budget may do better by chance than a larger one.
         curve("zoo", 0.9, 0.949, 0.949) | curve("random", 0.98, 0.9, 0.949),
+        # Four chances to be wrong: each method may take a fourth of the error.
+        {
+            key: chance
+            for method in ("zoo", "random", "diversity", "sensitivity")
+            for key, chance in curve(method, 0.949, 0.949, 0.949).items()
+        },
     ],
 )
 def test_false_certificates_are_as_rare_as_promised(quality):
@@ -100,6 +107,33 @@ def test_false_certificates_are_as_rare_as_promised(quality):
     wrong = sum(any(quality[one] < 0.95 for one in MadeUp(quality, 300, seed).search(0.95)) for seed in range(runs))
     # Three standard errors of a rate of 5 % at most.
     assert wrong / runs <= 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5
+
+
+def test_false_certificates_stay_rare_where_questions_share_a_scene():
+    """What happens to one question of a scene happens to all five."""
+    runs, wrong, blind = 600, 0, 0
+    (example, *_) = make_examples(2)
+    examples = [replace(example, id=str(n), scenes=(str(n // 5),)) for n in range(1500)]
+    assert worth(examples) == pytest.approx(1 / 5)
+    for seed in range(runs):
+        good = np.repeat(np.random.default_rng(seed).random(300) < 0.949, 5)
+
+        def ask(settings, first, last, good=good):
+            return [(int(good[first:last].sum()), last - first) for _ in settings]
+
+        for counted in (worth(examples), 1.0):
+            (found,) = search([[Setting("zoo", 64)]], ask, 1500, quality=0.95, confidence=0.95, worth=counted)
+            if counted < 1:
+                wrong += not found.dropped
+            else:
+                blind += not found.dropped
+    assert wrong / runs <= 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5 < blind / runs
+
+
+def test_questions_of_one_scene_are_too_few():
+    (example, *_) = make_examples(2)
+    examples = [replace(example, id=str(n), scenes=("same",)) for n in range(400)]
+    assert "there are 400 that share scenes, worth 1 about scenes of their own" in refused(examples)
 
 
 class Replying:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
+from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 
 import zooprune.bundled
+import zooprune.families
+import zooprune.loading
 from test_cli import command, photo  # noqa: F401
+from test_evaluation_runner import make_examples, make_subject
+from zooprune.evaluation import publish
+from zooprune.evaluation.cases import Case
 from zooprune.evaluation.page import page, pareto_front
+from zooprune.evaluation.publish import _slug
 from zooprune.evaluation.report import digest, markdown
+from zooprune.evaluation.runner import Results, Setting
+from zooprune.picture import CannotDrawError
 
 SMALL = ("--limit", "6", "--keep", "64", "--keep", "16", "--batch", "6", "--timed", "1", "--out", "run")
 
@@ -37,7 +49,7 @@ def test_a_run_from_end_to_end(wide, tmp_path):
     code, out, err = wide("eval", *SMALL, "--seed", "0", "--seed", "1")
     assert code == 0 and err == ""
     assert all(len(line) <= 100 for line in out.splitlines())
-    for word in ("none", "zoo", "random", "score", "95 %", "accuracy", "total", "run/report.html"):
+    for word in ("none", "zoo", "random", "score", "No interval", "accuracy", "total", "run/report.html"):
         assert word in out
     rows = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 6 * (1 + 2 + 4) and {row["model"] for row in rows} == {"bundled"}
@@ -66,7 +78,7 @@ def test_a_run_from_end_to_end(wide, tmp_path):
     assert len((tmp_path / "run" / "results.jsonl").read_text().splitlines()) == len(rows)
 
     code, _, err = wide("eval", *SMALL, "--seed", "3")
-    assert code == 2 and "holds a run with another settings" in err and err.count("\n") == 1
+    assert code == 2 and "holds a run with other settings" in err and err.count("\n") == 1
 
 
 def test_several_models_answer_the_same_questions(wide, tmp_path):
@@ -97,8 +109,10 @@ def test_own_questions_without_answers(wide, photo, tmp_path):  # noqa: F811
 
 
 def test_calibrate_writes_a_plan_that_ask_and_eval_take(wide, photo, tmp_path):  # noqa: F811
-    lines = [json.dumps({"image": "photo.jpg", "question": f"is there a {word}?"}) for word in ("car", "dog", "cat")]
-    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    rows = [
+        {"image": "photo.jpg", "question": f"is there a {word}?", "cluster": word} for word in ("car", "dog", "cat")
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     code, out, err = wide(
         "calibrate", "--data", "mine.jsonl", "--keep", "575", "--keep-quality", "0.3", "--out", "plan.json"
     )
@@ -159,12 +173,12 @@ def test_the_pareto_front():
 
 
 def test_what_users_write_cannot_break_the_reports(tmp_path):
-    name = "<script>alert(1)</script>|"
+    name = "<script>alert(1)</script>| ![x](http://e.x/a.png) [y](http://e.x) **b** `c` $d$ &lt;\n# heading"
     rows = [
         {
             "model": name, "method": method, "keep": keep, "seed": None, "id": "1", "task": name, "reply": name,
             "answers": [name], "right": True, "visual_tokens": 576, "kept_tokens": 64, "prompt_tokens": 80, "flops": 1,
-            "kv_bytes": 1, "seconds": {}, "evidence": None,
+            "kv_bytes": 1, "seconds": {}, "evidence": None, "scenes": [],
         }
         for method, keep in (("none", None), ("zoo", 64))
     ]  # fmt: skip
@@ -176,7 +190,110 @@ def test_what_users_write_cannot_break_the_reports(tmp_path):
         "environment": {"date": "d", "versions": {}, "commit": None, "python": "3", "gpu": None, "cpu": "c",
                         "threads": 1, "cores": 1},
     }  # fmt: skip
-    found = digest(rows, resamples=10)
+    found = digest(rows)
     html = page(described, found, {name: [case]}, tmp_path)
     assert "<script>alert" not in html
-    assert "\\|" in markdown(described, found, {name: [case]})
+    text = markdown(described, found, {name: [case]})
+    rendered = MarkdownIt("js-default").enable("table").render(text)
+    assert "<script" not in rendered and 'e.x/a.png"' not in rendered and "<strong>" not in rendered
+    assert "<code>" not in rendered and re.findall(r"<a\b", rendered) == []
+    assert re.findall('<img src="(.*?)"', rendered) == ["case.jpg"]
+    # Every row has the cells of its header, and the name is there as it is.
+    assert len({row.count("<t") for row in re.findall("<tr>.*?</tr>", rendered, re.DOTALL)}) <= 3
+    assert escape(" ".join(name.split()), quote=False) in rendered.replace("&quot;", '"')
+    assert not re.search("^# heading", text, re.MULTILINE)
+
+
+def test_models_of_like_names_have_pictures_of_their_own():
+    names = ["runs/a-b", "runs/a/b", "runs-a-b", "a" * 300, "a" * 301, "Runs/a-b", "é", "è"]
+    slugs = {_slug(name) for name in names}
+    assert len(slugs) == len(names) and all(re.fullmatch("[A-Za-z0-9-]{9,60}", slug) for slug in slugs)
+
+
+def test_only_what_cannot_be_drawn_goes_without_a_picture(monkeypatch, tmp_path):
+    case = Case(make_examples(1)[0], Setting("zoo", 9), "w9", "w8")
+    monkeypatch.setattr(publish, "worst_cases", lambda *_: [case])
+    subject, results = make_subject(), Results(tmp_path / "run", {})
+    (told,) = publish.draw_cases(subject, [], [], results)
+    assert [path for path in told["pictures"] if path.endswith("-00-0.jpg")]
+
+    def fail(error):
+        def draw(*_):
+            raise error
+
+        monkeypatch.setattr(publish, "draw_case", draw)
+
+    fail(CannotDrawError("tiles"))
+    assert publish.draw_cases(subject, [], [], results)[0]["pictures"] == []
+    fail(ValueError("operands could not be broadcast"))
+    with pytest.raises(ValueError, match="broadcast"):
+        publish.draw_cases(subject, [], [], results)
+
+
+def test_seeds_go_to_methods_that_draw_with_this_model(wide, monkeypatch, tmp_path):
+    """Two models in one run: with one, ZOO-Prune samples its sensitivity, with the other it does not."""
+    shutil.copytree(Path(zooprune.bundled.__file__).parent / "model", tmp_path / "copy")
+    kinds = {"bundled": "closed form", "copy": "sampled"}
+    monkeypatch.setattr(zooprune.loading, "load_skeleton", lambda name: name)
+    monkeypatch.setattr(zooprune.families, "find_family", lambda name: SimpleNamespace(sensitivity=kinds[name]))
+    options = ("--limit", "1", "--method", "zoo", "--keep", "64", "--timed", "0", "--seed", "0", "--seed", "5")
+    code, _, err = wide("eval", "--model", "bundled", "--model", "copy", *options, "--out", "run")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
+    assert [(row["model"], row["method"], row["seed"]) for row in rows] == [
+        ("bundled", "none", None), ("bundled", "zoo", None),
+        ("copy", "none", None), ("copy", "zoo", 0), ("copy", "zoo", 5),
+    ]  # fmt: skip
+
+
+def test_a_run_notices_that_weights_or_an_image_changed(wide, photo, tmp_path):  # noqa: F811
+    shutil.copytree(Path(zooprune.bundled.__file__).parent / "model", tmp_path / "copy")
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"image": "photo.jpg", "question": "is there a car?"}))
+    arguments = ("eval", "--model", "copy", "--data", "mine.jsonl", "--method", "diversity", "--keep", "1", "--timed",
+                 "0", "--out", "run")  # fmt: skip
+    assert wide(*arguments)[0] == wide(*arguments)[0] == 0
+    os.utime(tmp_path / "copy" / "model.safetensors", (1, 1))
+    code, _, err = wide(*arguments)
+    assert code == 2 and "holds a run with other weights" in err
+    code, _, err = wide(*arguments[:-1], "anew")
+    Image.new("RGB", (400, 300)).save(photo)
+    code, _, err = wide(*arguments[:-1], "anew")
+    assert code == 2 and "holds a run with other questions" in err
+
+
+def test_one_token_and_all_tokens_in_one_run(wide, photo, tmp_path):  # noqa: F811
+    arguments = ("eval", "--limit", "2", "--method", "diversity", "--timed", "0", "--out", "run")
+    code, out, _ = wide(*arguments, "--keep", "1", "--keep", "1.0", "--json")
+    summary = json.loads(out)["models"]["bundled"]["summary"]
+    assert code == 0 and [repr(arm["keep"]) for arm in summary] == ["None", "1", "1.0"]
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "| diversity | 1 |" in text and "| diversity | 1.0 |" in text
+    arguments = (*arguments[:-1], "all")
+    assert wide(*arguments, "--keep", "1")[0] == 0
+    code, _, err = wide(*arguments, "--keep", "1.0")
+    assert code == 2 and "other settings" in err
+
+
+def test_questions_are_shown_as_they_are(wide, photo, tmp_path):  # noqa: F811
+    question = "what is [/top] [red]left\x1b[31m?"
+    (tmp_path / "[red].jsonl").write_text(json.dumps({"image": "photo.jpg", "question": question, "answers": "[/x]"}))
+    arguments = ("eval", "--data", "[red].jsonl", "--method", "diversity", "--keep", "4", "--timed", "0", "--out")
+    code, out, err = wide(*arguments, "[/run]")
+    assert code == 0 and err == ""
+    assert "bundled on [red].jsonl" in out and "written: [/run]/report.md" in out
+    code, out, _ = wide(*arguments, "other", "--json")
+    assert code == 0 and "\x1b" not in out
+
+
+def test_a_mark_of_the_processor_in_a_question_is_refused_before_any_is_asked(wide, photo, tmp_path):  # noqa: F811
+    rows = [{"image": "photo.jpg", "question": question} for question in ("a car?", "an <image> of a car?")]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, _, err = wide("eval", "--data", "mine.jsonl", "--method", "diversity", "--timed", "0", "--out", "run")
+    assert code == 2 and "question 2: the question holds '<image>'" in err and err.count("\n") == 1
+    assert not (tmp_path / "run" / "results.jsonl").exists()
+
+
+def test_columns_that_are_not_read_are_said(wide, photo, tmp_path):  # noqa: F811
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"image": "photo.jpg", "question": "a car?", "[red]label": 1}))
+    code, _, err = wide("eval", "--data", "mine.jsonl", "--method", "diversity", "--timed", "0", "--out", "run")
+    assert code == 0 and err.startswith("warning: mine.jsonl, row 1: not read: the column [red]label")

@@ -10,17 +10,17 @@ import torch
 from scipy.stats import binomtest
 
 from zooprune.data.examples import Region
+from zooprune.evaluation import metrics
 from zooprune.evaluation.evidence import kept_regions
 from zooprune.evaluation.metrics import (
     arrange,
     compare,
     is_right,
     kept_share,
+    kept_share_interval,
     normalise,
-    resample,
     sign_test,
     summarise,
-    task_scores,
 )
 from zooprune.reports import ImageReport
 from zooprune.tokens import NEWLINE, Selection
@@ -28,12 +28,13 @@ from zooprune.tokens import NEWLINE, Selection
 NONE, ZOO, RANDOM = ("none", None), ("zoo", 64), ("random", 64)
 
 
-def row(method, keep, one, reply, answers, *, task="count", seed=None, seconds=None, evidence=None):
+def row(method, keep, one, reply, answers, *, task="count", seed=None, seconds=None, evidence=None, scenes=()):
     right = is_right(reply, answers) if answers else None
     return {
         "model": "m", "method": method, "keep": keep, "seed": seed, "id": one, "task": task, "reply": reply,
         "answers": list(answers), "right": right, "visual_tokens": 576, "kept_tokens": 576 if keep is None else keep,
         "prompt_tokens": 600, "flops": 1, "kv_bytes": 1, "seconds": seconds or {}, "evidence": evidence,
+        "scenes": list(scenes),
     }  # fmt: skip
 
 
@@ -75,12 +76,11 @@ def test_the_share_kept_is_the_mean_over_tasks_and_draws():
     assert random["tasks"]["count"]["score"] == pytest.approx(3 / 8)
     assert random["tasks"]["colour"]["score"] == pytest.approx(3 / 4)
     assert random["kept_share"] == pytest.approx(((3 / 8) / (3 / 4) + 3 / 4) / 2)
-    assert summary[0]["kept_share"] == 1 and summary[0]["kept_share_interval"] == (1, 1)
+    assert summary[0]["kept_share"] == 1 and summary[0]["kept_share_interval"] is None
 
 
 def test_tasks_the_unpruned_model_fails_are_left_out():
-    scores = np.array([[[0.0, 0.5], [0.5, 0.25]]])
-    np.testing.assert_allclose(kept_share(scores), [[1, 0.5]])
+    np.testing.assert_allclose(kept_share(np.array([[0.0, 0.5], [0.5, 0.25]])), [1, 0.5])
 
 
 def test_unknown_answers_leave_agreement():
@@ -119,28 +119,73 @@ def test_a_comparison_counts_discordant_questions():
     assert found["interval"][0] < 0.4 < found["interval"][1]
 
 
-def test_resamples_keep_the_size_of_every_task():
-    tasks = ["a"] * 7 + ["b"] * 3
-    weights = resample(tasks, resamples=50, seed=3)
-    assert (weights[:, :7].sum(1) == 7).all() and (weights[:, 7:].sum(1) == 3).all()
-    np.testing.assert_array_equal(weights, resample(tasks, resamples=50, seed=3))
-    assert (weights != resample(tasks, resamples=50, seed=4)).any()
+def test_one_token_is_not_all_of_them():
+    right = ["1", "2", "3"]
+    rows = run({NONE: [right], ("zoo", 1): [["1", "x", "x"]]}, right, ["count"] * 3)
+    rows += run({("zoo", 1.0): [right]}, right, ["count"] * 3)
+    summary = summarise(arrange(rows))
+    assert [(type(arm["keep"]), arm["accuracy"]) for arm in summary[1:]] == [(int, 1 / 3), (float, 1.0)]
+    answers = arrange(rows)
+    assert compare(answers, ("zoo", 1.0), ("zoo", 1))["difference"] == pytest.approx(2 / 3)
+    assert compare(answers, ("zoo", 1), ("zoo", 1.0))["difference"] == pytest.approx(-2 / 3)
 
 
-def test_weighted_scores_are_those_of_the_repeated_questions():
-    rng = np.random.default_rng(0)
-    tasks = ["existence"] * 12 + ["count"] * 8
-    right = list(rng.choice(["yes", "no"], 12)) + list(rng.choice(["1", "2"], 8))
-    said = list(rng.choice(["yes", "no"], 12)) + list(rng.choice(["1", "2"], 8))
-    answers = arrange(run({NONE: [right], ZOO: [said]}, right, tasks))
-    (weights,) = resample(tasks, resamples=1, seed=5)
-    index = np.repeat(np.arange(20), weights.astype(int))
-    again = run({NONE: [[right[i] for i in index]], ZOO: [[said[i] for i in index]]},
-                [right[i] for i in index], [tasks[i] for i in index])  # fmt: skip
-    plain = arrange(again)
-    np.testing.assert_allclose(
-        task_scores(answers, weights[None]), task_scores(plain, np.ones((1, 20))), equal_nan=True
-    )
+@pytest.mark.parametrize("counts", [(20, 3, 3), (300, 40, 10)])
+def test_what_a_question_adds_sums_to_the_share_kept(counts):
+    """Gains and losses by question are an exact account of the difference, F1 among them."""
+    rng = np.random.default_rng(counts)
+    tasks = ["existence"] * counts[0] + ["count"] * 40 + ["colour"] * 30
+    right = list(rng.choice(["yes", "no"], counts[0])) + ["1"] * 70
+    said = [
+        [answer if rng.random() < chance else "no" if answer == "yes" else "yes" if answer == "no" else "x"
+         for answer in right] for chance in (0.9, 0.7)
+    ]  # fmt: skip
+    answers = arrange(run({NONE: [said[0]], ZOO: [said[1]]}, right, tasks))
+    seen = {}
+
+    def spy(changes, influences, weights, cluster):
+        seen.update(changes=changes.sum(), influences=influences.sum(), weights=weights.sum())
+        return (-0.1, 0.1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "difference", spy)
+        kept_share_interval(answers, 1)
+    assert 1 + seen["changes"] == pytest.approx(summarise(answers)[1]["kept_share"], abs=1e-12)
+    assert seen["influences"] == pytest.approx(0, abs=1e-12) and seen["weights"] == pytest.approx(1)
+
+
+def test_a_mean_over_tasks_needs_twenty_questions_a_task():
+    def interval(count):
+        right = ["1"] * 2 * count
+        return summarise(arrange(run({NONE: [right], ZOO: [right]}, right, ["count"] * count + ["sign"] * count)))[1][
+            "kept_share_interval"
+        ]
+
+    assert interval(19) is None
+    low, high = interval(20)
+    assert 0.85 < low < 0.95 and high == 1
+
+
+def test_questions_of_one_scene_say_nothing_about_others():
+    right = ["1"] * 30
+    rows = run({NONE: [right], ZOO: [["x", *right[1:]]]}, right, ["count"] * 30)
+    for one in rows:
+        one["scenes"] = ["a"]
+    answers = arrange(rows)
+    zoo = summarise(answers)[1]
+    assert zoo["scenes"] == 1 and zoo["kept_share_interval"] is None and zoo["agreement_interval"] is None
+    assert compare(answers, ZOO, NONE)["interval"] is None
+
+
+def test_the_sign_test_counts_scenes():
+    right = ["1"] * 12
+    first, second = ["1"] * 8 + ["x"] * 4, ["x"] * 8 + ["1"] * 4
+    rows = run({NONE: [right], ZOO: [first], RANDOM: [second]}, right, ["count"] * 12)
+    for one in rows:
+        one["scenes"] = [str(int(one["id"]) // 4)]
+    found = compare(arrange(rows), ZOO, RANDOM)
+    assert (found["wins"], found["losses"]) == (8, 4)
+    assert found["p"] == pytest.approx(binomtest(2, 3).pvalue)
 
 
 def test_the_interval_is_as_wide_as_theory_says():

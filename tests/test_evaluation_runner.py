@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import subprocess
 import sys
 import time
+import weakref
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -136,13 +140,13 @@ def test_a_killed_run_goes_on(whole, tmp_path):
 
 def test_another_configuration_is_refused(tmp_path):
     Results(tmp_path, {"batch": 2, "keep": [9]})
-    with pytest.raises(ValueError, match="holds a run with another keep; choose another folder with --out"):
+    with pytest.raises(ValueError, match="holds a run with other keep; choose another folder with --out"):
         Results(tmp_path, {"batch": 2, "keep": [64]})
     description = json.loads((tmp_path / "run.json").read_text())
     assert set(description["environment"]["versions"]) == {"zooprune", "torch", "transformers"}
     description["environment"]["versions"]["torch"] = "0.1"
     (tmp_path / "run.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="another torch"):
+    with pytest.raises(ValueError, match="other torch"):
         Results(tmp_path, {"batch": 2, "keep": [9]})
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
@@ -155,6 +159,58 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
         Results(tmp_path, {})
     del first
     Results(tmp_path, {})
+
+
+def test_rows_are_on_disk_before_the_next_are_asked(tmp_path, monkeypatch):
+    """What was appended outlives a power cut: it is synced, and after it was written."""
+    results = Results(tmp_path, {})
+    synced = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (sync(number), synced.append(os.fstat(number).st_size)))
+    row = {"model": "m", "method": "none", "keep": None, "seed": None}
+    for one in ("a", "b"):
+        results.append([row | {"id": one}])
+        assert synced[-1:] == [(tmp_path / "results.jsonl").stat().st_size]
+    assert len(synced) == 2 and synced[0] < synced[1]
+
+
+def test_another_commit_is_refused(tmp_path):
+    Results(tmp_path, {})
+    path = tmp_path / "run.json"
+    description = json.loads(path.read_text())
+    description["environment"]["commit"] = "another"
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="holds a run with other commit"):
+        Results(tmp_path, {})
+
+
+def test_images_are_let_go_after_their_turn(tmp_path):
+    """At no time more images are held than two batches have, whatever the number of questions."""
+    alive, most = weakref.WeakSet(), [0]
+
+    class Noted:
+        """Stands for an image for as long as somebody holds its pixels."""
+
+    def load(number):
+        image = picture(number)
+        image.note = Noted()
+        alive.add(image.note)
+        most[0] = max(most[0], len(alive))
+        return image
+
+    examples = [replace(one, images=(partial(load, number),)) for number, one in enumerate(make_examples(12))]
+    evaluate(make_subject(), examples, grid(["diversity"], [9]), Results(tmp_path, {}), batch=2, timed=0)
+    gc.collect()
+    assert most[0] <= 4 and len(alive) == 0
+
+
+def test_a_question_that_cannot_be_asked_is_named_before_any_is(tmp_path):
+    examples = make_examples()
+    examples[3] = replace(examples[3], question="w5 <image> w6")
+    results = Results(tmp_path, {})
+    with pytest.raises(ValueError, match="question 3: the question holds '<image>'"):
+        evaluate(make_subject(), examples, grid(["diversity"], [9]), results)
+    assert results.rows == []
 
 
 def test_a_damaged_line_is_named(tmp_path):
@@ -170,8 +226,27 @@ def test_the_fingerprint_tells_questions_apart():
 
 
 def test_seeds_only_where_they_matter():
-    labels = [setting.key for setting in grid(["none", "zoo", "random", "zoo"], [64, 64], [0, 1, 2])]
-    assert labels == [("none", None, None), ("zoo", 64, None), *(("random", 64, seed) for seed in (0, 1, 2))]
+    labels = [setting.described for setting in grid(["none", "zoo", "random", "zoo"], [64, 64], [0, 1, 2])]
+    assert labels == [["none", None, None], ["zoo", 64, None], *(["random", 64, seed] for seed in (0, 1, 2))]
+    # Where sensitivity is sampled, ZOO-Prune draws as well.
+    sampled = grid(["zoo", "diversity"], [64], [0, 1], sensitivity="sampled")
+    assert [one.described for one in sampled[1:]] == [["zoo", 64, 0], ["zoo", 64, 1], ["diversity", 64, None]]
+
+
+def test_one_token_and_all_tokens_are_two_settings(tmp_path):
+    settings = grid(["diversity"], [1, 1.0, 1])
+    assert [repr(one.keep) for one in settings] == ["None", "1", "1.0"]
+    assert len({one.key for one in settings}) == 3
+    results = Results(tmp_path, {"settings": [one.described for one in settings]})
+    evaluate(make_subject(), make_examples(), settings, results, timed=0)
+    kept = {repr(row["keep"]): row["kept_tokens"] for row in results.rows if row["id"] == "0"}
+    assert kept == {"None": 36, "1": 1, "1.0": 36} and len(results.rows) == 3 * 5
+
+
+def test_one_token_does_not_resume_a_run_of_all_tokens(tmp_path):
+    Results(tmp_path, {"settings": [Setting("zoo", 1).described]})
+    with pytest.raises(ValueError, match="other settings"):
+        Results(tmp_path, {"settings": [Setting("zoo", 1.0).described]})
 
 
 def test_a_setting_is_checked_when_it_is_made():
@@ -190,8 +265,8 @@ def test_encodings_are_remembered_inside_the_block_only():
     calls = []
     subject.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     with remembering_encodings():
-        first = subject.generate(inputs, Setting("zoo", 9))[0]
-        again = subject.generate(inputs, Setting("zoo", 9))[0]
+        first = subject.generate(inputs, Setting("zoo", 9)).texts
+        again = subject.generate(inputs, Setting("zoo", 9)).texts
         subject.generate(inputs, Setting("random", 9))
         assert len(calls) == 1 and first == again
         subject.generate(others, Setting("zoo", 9))

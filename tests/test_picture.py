@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zooprune.picture import _SIDE, draw_kept, save_picture
+from zooprune.picture import _SIDE, CannotDrawError, draw_kept, save_picture
 from zooprune.reports import ImageReport
 from zooprune.tokens import Selection
 
@@ -56,5 +56,13 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
 
 def test_an_image_in_several_pieces_cannot_be_drawn():
     image = Image.new("RGB", (60, 60))
-    with pytest.raises(ValueError, match="leave out --save"):
+    with pytest.raises(CannotDrawError, match="leave out --save"):
         draw_kept(image, [report([1]), report([2])], "q", scores_label="score")
+
+
+@pytest.mark.parametrize("size", [(1, 200), (2000, 1), (1, 1), (30, 4000), (4000, 30), (336, 336)])
+def test_a_picture_of_any_shape_has_a_moderate_size(size):
+    picture = draw_kept(
+        Image.new("RGB", size), [report([1], torch.arange(GRID * GRID).float())], "q", scores_label="score"
+    )
+    assert picture.width == 2 * _SIDE + 48 and 80 < picture.height < 2.5 * _SIDE

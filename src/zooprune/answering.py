@@ -1,18 +1,99 @@
-"""What the adapters have in common: a model, the method that prunes it, and conversations to answer."""
+"""Let a model reply: the one place where prompts go in and texts come out, pruned or not."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from zooprune.generation import Session
 from zooprune.loading import load_model
 from zooprune.policy import Newlines, Policy, Positions, Scope
 from zooprune.pruners import UNPRUNED, Pruner, get_pruner
+from zooprune.reports import Report
 
 #: Length of a reply at most, where a task does not say.
 MAX_NEW_TOKENS = 1024
+
+
+def generate(model: Any, processor: Any, inputs: Mapping[str, Any], **options: Any) -> tuple[tuple[str, ...], Tensor]:
+    """Return a model's replies, as it is pruned at the moment.
+
+    Parameters
+    ----------
+    model, processor
+    inputs : mapping
+        The model's inputs for a batch.
+    **options
+        Options of `generate`; greedy, unless they say otherwise.
+
+    Returns
+    -------
+    texts : tuple of str
+        Without special tokens.
+    new : Tensor of int64, (batch, new tokens)
+    """
+    with torch.no_grad():
+        output = model.generate(**inputs, **{"do_sample": False} | options)
+    new = output[:, inputs["input_ids"].shape[1] :]
+    return tuple(processor.batch_decode(new, skip_special_tokens=True)), new
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model replied to a batch under one method, and what that took.
+
+    Parameters
+    ----------
+    texts : tuple of str
+        Without surrounding blanks and special tokens.
+    report : Report
+        What the session reported.
+    seconds : float
+        From the call of `generate` to its return.
+    """
+
+    texts: tuple[str, ...]
+    report: Report
+    seconds: float
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    pruner: Pruner,
+    policy: Policy = Policy(),  # noqa: B008, it is frozen
+    **options: Any,
+) -> Answered:
+    """Answer a batch, pruned by `pruner`.
+
+    Parameters
+    ----------
+    model, processor
+    inputs : mapping
+        The model's inputs for a batch, with images.
+    pruner : Pruner
+    policy : Policy
+    **options
+        As for `generate`.
+    """
+    with Session(model, pruner, policy) as session:
+        _wait(model)
+        began = time.perf_counter()
+        texts, _ = generate(model, processor, inputs, **options)
+        _wait(model)
+        seconds = time.perf_counter() - began
+    return Answered(tuple(text.strip() for text in texts), session.reports[-1], seconds)
+
+
+def _wait(model: Any) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
 
 
 @dataclass(frozen=True)
@@ -115,9 +196,8 @@ class Answerer:
         ).to(self.model.device, self.model.dtype)
         if self._session is not None:
             self._session.reports.clear()
-        output = self.model.generate(**inputs, **{"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | options)
-        new = output[:, inputs["input_ids"].shape[1] :]
-        texts = tuple(_cut(text, until).strip() for text in self.processor.batch_decode(new, skip_special_tokens=True))
+        texts, new = generate(self.model, self.processor, inputs, **{"max_new_tokens": MAX_NEW_TOKENS} | options)
+        texts = tuple(_cut(text, until).strip() for text in texts)
         lengths = tuple((new != self.processor.tokenizer.pad_token_id).sum(1).tolist())
         reports = [] if self._session is None else self._session.reports
         return Replies(texts, lengths, sum(report.total for report in reports), sum(report.kept for report in reports))

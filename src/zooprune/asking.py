@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 
+from zooprune.answering import answer, generate
 from zooprune.costs import kv_cache_bytes, prefill_flops
-from zooprune.generation import prune
+from zooprune.generation import Session
 from zooprune.plan import Plan
+from zooprune.policy import Policy
 from zooprune.prompting import build_inputs, seen_images
 from zooprune.pruners import UNPRUNED, Pruner, get_pruner
-from zooprune.reports import ImageReport, Report
+from zooprune.reports import ImageReport
 
 
 @dataclass(frozen=True)
@@ -84,25 +85,22 @@ def ask(
     Comparison
     """
     inputs = build_inputs(processor, [[image]], [question]).to(model.device, model.dtype)
-    everything = get_pruner(UNPRUNED)
+    method, policy = (pruner.pruner(), pruner.policy) if isinstance(pruner, Plan) else (pruner, Policy())
     # The first call pays for allocations that are none of the method's cost.
-    with prune(model, pruner):
-        model.generate(**inputs, max_new_tokens=1)
+    with Session(model, method, policy):
+        generate(model, processor, inputs, max_new_tokens=1)
     return Comparison(
-        _answer(model, processor, inputs, everything, max_new_tokens),
-        _answer(model, processor, inputs, pruner, max_new_tokens),
+        _answer(model, processor, inputs, get_pruner(UNPRUNED), policy, max_new_tokens),
+        _answer(model, processor, inputs, method, policy, max_new_tokens),
         seen_images(processor, inputs["pixel_values"], [image])[0],
     )
 
 
-def _answer(model: Any, processor: Any, inputs: Any, pruner: Pruner | Plan, max_new_tokens: int) -> Answer:
-    with torch.no_grad(), prune(model, pruner) as session:
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    report: Report = session.reports[-1]
-    text = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    config = model.config.get_text_config()
+def _answer(model: Any, processor: Any, inputs: Any, pruner: Pruner, policy: Policy, max_new_tokens: int) -> Answer:
+    answered = answer(model, processor, inputs, pruner, policy, max_new_tokens=max_new_tokens)
+    report, config = answered.report, model.config.get_text_config()
     return Answer(
-        text,
+        answered.texts[0],
         report.kept,
         report.pruned_length,
         prefill_flops(config, report.pruned_length),

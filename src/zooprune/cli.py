@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from zooprune.asking import Answer, Comparison
@@ -39,7 +42,9 @@ def ask(
     keep: Annotated[
         str | None, typer.Option(help="Visual tokens to keep: 64, another number, or a share such as 0.25.")
     ] = None,
-    plan: Annotated[Path | None, typer.Option(help="Prune as 'zooprune calibrate' found, instead of the two.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Use a plan from 'zooprune calibrate' instead of --method and --keep.")
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="Write a picture of what was kept to this PNG file.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -90,7 +95,7 @@ def ask(
     if save is not None:
         _save(save, question, result, method)
         if not as_json:
-            _out.print(f"picture: {save}", highlight=False)
+            _say(f"picture: {save}")
 
 
 @app.command()
@@ -107,7 +112,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON ins
         return
     table = Table("method", "what it keeps", "source")
     for row in rows:
-        table.add_row(row["name"], row["what"], row["source"])
+        table.add_row(*map(_text, (row["name"], row["what"], row["source"])))
     _out.print(table)
 
 
@@ -142,7 +147,7 @@ def models(
     table = Table("models", "video", "positions", "sensitivity", "traits")
     for row in rows:
         shown = (row["models"], "yes" if row["video"] else "", row["positions"], row["sensitivity"])
-        table.add_row(*map(str, shown), ", ".join(row["traits"]))
+        table.add_row(*map(_text, (*shown, ", ".join(row["traits"]))))
     _out.print(table)
 
 
@@ -157,14 +162,16 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="May be repeated; zoo and random when left out.")] = None,
     keep: Annotated[
-        list[str] | None, typer.Option(help="Visual tokens to keep, or a share; may be repeated; 192 and 64.")
+        list[str] | None, typer.Option(help="Visual tokens or a share to keep; repeatable. Default: 192 and 64.")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(min=0, help="For methods that draw; may be repeated; 0.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="Seed for methods that draw random numbers; repeatable. Default: 0.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Evaluate what 'zooprune calibrate' found.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
     timed: Annotated[int, typer.Option(min=0, help="Questions that are timed, one by one.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply at most.")] = 64,
-    out: Annotated[Path, typer.Option(help="Folder of the run; one that was broken off goes on.")] = Path("runs/eval"),
+    out: Annotated[Path, typer.Option(help="Output folder. An interrupted run in it is resumed.")] = Path("runs/eval"),
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -176,19 +183,26 @@ def evaluate(
         from zooprune.data.examples import load_examples
         from zooprune.evaluation import runner
         from zooprune.evaluation.publish import draw_cases, publish
-        from zooprune.loading import load_model
+        from zooprune.families import find_family
+        from zooprune.loading import load_model, load_skeleton, model_version
     _quiet_libraries()
-    if plan is None:
-        settings = runner.grid(method or ("zoo", "random"), budgets, seed or (0,))
-    else:
-        settings = [runner.Setting(), _as_setting(_load_plan(plan, names, method, keep, seed))]
+    # Whether a method draws, and so has use for seeds, depends on the model.
+    settings: dict[str, list[Setting]] = {}
+    planned = None if plan is None else _as_setting(_load_plan(plan, names, method, keep, seed))
+    for name in names:
+        if planned is None:
+            sensitivity = find_family(load_skeleton(name)).sensitivity
+            settings[name] = runner.grid(method or ("zoo", "random"), budgets, seed or (0,), sensitivity=sensitivity)
+        else:
+            settings[name] = [runner.Setting(), planned]
     with _waiting(f"loading {data}", quiet=as_json):
         examples = load_examples(data, question=question, tasks=task, limit=limit)
     configuration = {
         "model": names,
         "data": data,
         "questions": runner.fingerprint(examples),
-        "settings": [[*one.key] for one in settings],
+        "weights": {name: model_version(name) for name in names},
+        "settings": {name: [one.described for one in mine] for name, mine in settings.items()},
         "batch": batch,
         "timed": timed,
         "max-new-tokens": max_new_tokens,
@@ -198,14 +212,15 @@ def evaluate(
     results = runner.Results(out, configuration)
     cases = {}
     with _progress() as progress:
-        bar = progress.add_task("asking", total=len(names) * len(examples) * len(settings), completed=len(results.rows))
+        total = len(examples) * sum(map(len, settings.values()))
+        bar = progress.add_task("asking", total=total, completed=len(results.rows))
         for name in names:
             subject = runner.Subject(name, *load_model(name, dtype=dtype, device=device), max_new_tokens)
             runner.evaluate(
-                subject, examples, settings, results,
+                subject, examples, settings[name], results,
                 batch=batch, timed=timed, progress=lambda rows: progress.advance(bar, rows),
             )  # fmt: skip
-            cases[name] = draw_cases(subject, examples, settings, results)
+            cases[name] = draw_cases(subject, examples, settings[name], results)
     found, paths = publish(results, cases)
     if as_json:
         print(json.dumps({"run": str(out), "models": found, "cases": cases}))
@@ -214,7 +229,7 @@ def evaluate(
 
     for name in names:
         _print_figures(overview(found[name], columns=BRIEF), f"{name} on {data}")
-    _out.print(f"written: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
+    _say(f"written: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
 @app.command()
@@ -262,15 +277,14 @@ def calibrate(
         return
     assert plan.certified is not None
     table = Table(
-        "method", "keep", "asked", "kept", "certified", title=f"{plan.certified['measure']}, {model} on {data}"
+        "method", "keep", "asked", "kept", "certified", title=_text(f"{plan.certified['measure']}, {model} on {data}")
     )
     for one in candidates:
         shown = (one.setting.method, one.setting.keep, one.trials, one.successes, "" if one.dropped else "yes")
-        table.add_row(*map(str, shown))
+        table.add_row(*map(_text, shown))
     _out.print(table)
-    _out.print(
+    _say(
         f"{out}: {plan.method} with keep={plan.keep} keeps at least {plan.certified['lower_bound']:.1%} of the answers",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -281,7 +295,7 @@ def bench(
         str | None, typer.Argument(help="sensitivity, selection, end-to-end or memory; all four when left out.")
     ] = None,
     shape: Annotated[str, typer.Option(help="Whose shapes, with random weights; 'small' takes minutes.")] = "small",
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; every figure is from the time of a round.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -308,14 +322,45 @@ def bench(
 
 
 def main() -> None:
-    """Run the command line; bad input is one sentence and exit code 2."""
+    """Run the command line; bad input is one sentence and exit code 2.
+
+    Only what is meant for users becomes a sentence. A ValueError that this package did not raise itself, or any other
+    error, is a fault of the program, whose traceback somebody has to see.
+    """
     try:
-        app()
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            app()
+    except (ValueError, ImportError, OSError) as error:
+        if isinstance(error, ValueError) and not _is_ours(error):
+            raise
+        _err.print(_text(f"error: {error}", lines=False), style="red", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Return whether this package raised an error itself."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised_in).is_relative_to(Path(__file__).parent)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    _err.print(_text(f"warning: {message}"), style="yellow", highlight=False, soft_wrap=True)
+
+
+def _text(value: object, *, lines: bool = True) -> Text:
+    """Return something as it is: brackets are no markup, and control characters are shown rather than obeyed."""
+    shown = (
+        letter if letter.isprintable() or (lines and letter == "\n") else letter.encode("unicode_escape").decode()
+        for letter in str(value)
+    )
+    return Text("".join(shown))
+
+
+def _say(what: str, *, soft_wrap: bool = False) -> None:
+    _out.print(_text(what), highlight=False, soft_wrap=soft_wrap)
 
 
 def _parse_keep(text: str) -> int | float:
@@ -362,14 +407,17 @@ def _progress() -> Any:
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
-def _print_figures(figures: Figures, title: str) -> None:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{title}: {figures.title}", title_justify="left")
+def _print_figures(figures: Figures, subject: str) -> None:
+    title = _text(f"{subject}: {figures.title}")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     for number, heading in enumerate(figures.header):
-        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=heading in ("method", "95 %"))
+        table.add_column(
+            _text(heading), justify="left" if number == 0 else "right", no_wrap=heading in ("method", "95 %")
+        )
     for row in figures.rows:
-        table.add_row(*row)
+        table.add_row(*map(_text, row))
     _out.print(table)
-    _out.print(figures.note, style="dim")
+    _out.print(_text(figures.note), style="dim")
 
 
 def _quiet_libraries() -> None:
@@ -381,7 +429,7 @@ def _quiet_libraries() -> None:
 
 def _waiting(what: str, *, quiet: bool) -> Any:
     """Show that something is going on, on standard error, unless nobody watches."""
-    return Console(stderr=True, quiet=quiet or not sys.stderr.isatty()).status(f"{what} ...")
+    return Console(stderr=True, quiet=quiet or not sys.stderr.isatty()).status(_text(f"{what} ..."))
 
 
 def _save(path: Path, question: str, result: Comparison, method: str) -> None:
@@ -415,12 +463,14 @@ def _as_json(result: Comparison, question: str, method: str, expected: str | Non
 
 def _print_comparison(result: Comparison, question: str, method: str, expected: str | None) -> None:
     full, pruned = result.full, result.pruned
-    table = Table(title=question, title_justify="left")
+    table = Table(title=_text(question), title_justify="left")
     table.add_column("")
     table.add_column("all tokens", justify="right")
-    table.add_column(method, justify="right")
+    table.add_column(_text(method), justify="right")
     table.add_column("ratio", justify="right")
-    table.add_row("answer", full.text, pruned.text, "changed" if result.changed else "same", end_section=True)
+    table.add_row(
+        "answer", _text(full.text), _text(pruned.text), "changed" if result.changed else "same", end_section=True
+    )
     rows = [
         ("visual tokens", full.visual_tokens, pruned.visual_tokens, "{:,}"),
         ("prefill GFLOPs", full.prefill_flops / 1e9, pruned.prefill_flops / 1e9, "{:,.2f}"),
@@ -435,4 +485,4 @@ def _print_comparison(result: Comparison, question: str, method: str, expected: 
         table.add_row(name, form.format(before), form.format(after), shown, end_section=name == "KV cache MB")
     _out.print(table)
     if expected is not None:
-        _out.print(f"right answer: {expected}", highlight=False)
+        _say(f"right answer: {expected}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -40,7 +41,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> tuple
     ------
     ValueError
         If the model cannot be found or read, lacks weights, is not a supported vision-language model, needs a package
-        that is not installed, or dtype or device are not to be had.
+        that is not installed, or the dtype or device is not available.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -73,21 +74,46 @@ def load_skeleton(name: str) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             skeleton: PreTrainedModel = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
-    except ValueError as error:
-        raise ValueError(f"{name} is no vision-language model of transformers ({_first_line(error)})") from None
+    except Exception as error:
+        raise ValueError(f"{name} is no vision-language model of transformers ({_reason(error)})") from None
     return skeleton
+
+
+def model_version(name: str) -> str:
+    """Return what changes when the files of a model do, without reading the weights.
+
+    For a model on the hub it is the commit. For a folder, and the bundled model, it is a digest of the names, sizes and
+    times of change of its files: reading tens of gigabytes would take minutes, and nobody changes weights and keeps
+    both size and time.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model.
+    """
+    folder = BUNDLED_FOLDER if name == BUNDLED else Path(name)
+    if not folder.is_dir():
+        return str(_load_config(name)._commit_hash)
+    found = [
+        f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}"
+        for file in sorted(folder.iterdir())
+        if file.is_file()
+    ]
+    return hashlib.sha256("\n".join(found).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _load_config(name: str) -> Any:
     try:
         # Said outright: asked for nothing, transformers would ask whoever sits at the terminal.
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = _first_line(error)
+    except Exception as error:
+        # A config of wrong types fails in as many ways as there are fields: with a KeyError, an AttributeError, or what
+        # huggingface_hub's strict dataclasses raise, which is no ValueError.
+        reason = _reason(error)
         raise ValueError(
             f"cannot load model {name!r} ({reason}); give {BUNDLED!r}, a folder with a checkpoint or a hub id"
         ) from None
-    if not hasattr(config, "vision_config"):
+    if getattr(config, "vision_config", None) is None:
         raise ValueError(f"{name} is a text-only model ({config.model_type}); give a vision-language model")
     return config
 
@@ -104,10 +130,10 @@ def _load_checkpoint(name: str, dtype: str) -> tuple[Any, ProcessorMixin]:
         # so the backend cannot be chosen for all of the processor at once.
         processor.image_processor = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
     except ImportError as error:
-        reason = _first_line(error).split(". ")[0]
+        reason = _reason(error).split(". ")[0]
         raise ValueError(f"cannot load the processor of {name!r} ({reason}); install that package") from None
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = _first_line(error)
+    except Exception as error:
+        reason = _reason(error)
         raise ValueError(
             f"cannot load model {name!r} ({reason}); its files must be whole and fit config.json"
         ) from None
@@ -119,12 +145,18 @@ def _load_checkpoint(name: str, dtype: str) -> tuple[Any, ProcessorMixin]:
     return model, processor
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(" :.")
+def _reason(error: Exception) -> str:
+    """Return in a few words what went wrong while somebody else's code read a checkpoint."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if first.endswith(":") and others:
+        first = f"{first} {others[0]}"
+    if not first or not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):
+        first = f"{type(error).__name__}: {first}"
+    return first.rstrip(" :.")
 
 
 def find_device(device: str) -> torch.device:
-    """Return the device of that name, a GPU where there is one for "auto"; a ValueError if it is not to be had."""
+    """Return the device of that name, a GPU where there is one for "auto"; a ValueError if it is not available."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

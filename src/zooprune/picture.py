@@ -13,10 +13,16 @@ from zooprune.reports import ImageReport
 from zooprune.tokens import NEWLINE
 
 _SIDE = 504
+#: Tall images get no taller than this, and flat ones no flatter.
+_TALLEST, _FLATTEST = 2 * _SIDE, 14
 _MARGIN = 16
 _INK, _PAPER = (25, 28, 36), (255, 255, 255)
 #: Anchors of a map from low to high, dark violet to yellow, that greyscale and colour-blind readers can follow.
 _COLOURS = np.array([(48, 18, 80), (110, 40, 130), (190, 60, 110), (240, 120, 70), (253, 231, 76)], dtype=np.float64)
+
+
+class CannotDrawError(ValueError):
+    """The tokens of an image have no place in a picture of it."""
 
 
 def draw_kept(image: Image.Image, reports: Sequence[ImageReport], caption: str, *, scores_label: str) -> Image.Image:
@@ -35,22 +41,21 @@ def draw_kept(image: Image.Image, reports: Sequence[ImageReport], caption: str, 
 
     Raises
     ------
-    ValueError
+    CannotDrawError
         If the model read the image as several tiles, or does not say where tokens lie.
     """
     report = reports[0]
     shows = report.positions[:, 2] != NEWLINE
     tiles = len(report.positions[shows, :2].unique(dim=0))
     if len(reports) > 1 or tiles != 1:
-        raise ValueError(
+        raise CannotDrawError(
             "a picture can be drawn of an image that is one tile, and this model cut it up otherwise; leave out --save"
         )
     rows, columns = (int(report.positions[:, axis].max()) + 1 for axis in (2, 3))
     place = (report.positions[:, 2] * columns + report.positions[:, 3])[shows].numpy()
     kept = np.zeros(rows * columns, dtype=bool)
     kept[place] = report.selection.mask[shows].numpy()
-    height = round(_SIDE * image.height / image.width)
-    shown = image.resize((_SIDE, height), Image.Resampling.LANCZOS)
+    shown = image.resize(_panel(image.width, image.height), Image.Resampling.LANCZOS)
     panels = [_dim(shown, kept.reshape(rows, columns))]
     headings = [f"kept {len(report.selection)} of {report.selection.total} visual tokens"]
     if report.selection.scores is not None:
@@ -69,6 +74,12 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _panel(width: int, height: int) -> tuple[int, int]:
+    """Return the size at which an image is shown: as wide as there is room, unless it would become too tall."""
+    scale = min(_SIDE / width, _TALLEST / height)
+    return max(_FLATTEST, round(width * scale)), max(_FLATTEST, round(height * scale))
 
 
 def _dim(image: Image.Image, kept: np.ndarray) -> Image.Image:
@@ -99,7 +110,8 @@ def _page(panels: list[Image.Image], headings: list[str], caption: str, *, legen
     line = 26
     lines = caption.splitlines()
     top = _MARGIN + line
-    width = _MARGIN + sum(panel.width + _MARGIN for panel in panels)
+    # Narrow panels leave room for their headings.
+    width = _MARGIN + len(panels) * (_SIDE + _MARGIN)
     bottom = top + panels[0].height
     page = Image.new("RGB", (width, bottom + _MARGIN + line * len(lines) + _MARGIN), _PAPER)
     pencil = ImageDraw.Draw(page)
@@ -107,7 +119,7 @@ def _page(panels: list[Image.Image], headings: list[str], caption: str, *, legen
     for panel, heading in zip(panels, headings, strict=True):
         pencil.text((left, _MARGIN - 4), heading, fill=_INK, font=font)
         page.paste(panel, (left, top))
-        left += panel.width + _MARGIN
+        left += _SIDE + _MARGIN
     if legend:
         bar = _colour(np.tile(np.linspace(0, 1, 110), (12, 1))).astype(np.uint8)
         right = width - _MARGIN

@@ -18,18 +18,50 @@ def build_inputs(processor: Any, images: Sequence[Sequence[Image.Image]], questi
     processor
         Its chat template makes the prompts; one that has none gets LLaVA-1.5's.
     images : sequence of sequences of PIL.Image.Image
-        One or several for each question, shown before it.
+        Those of each question, shown before it.
     questions : sequence of str
 
     Returns
     -------
     BatchFeature
         Padded on the left.
+
+    Raises
+    ------
+    ValueError
+        If the processor refuses a prompt or an image, or a question holds one of its own marks.
     """
+    for question in questions:
+        check_question(processor, question)
     texts = [_prompt(processor, len(shown), question) for shown, question in zip(images, questions, strict=True)]
-    return processor(
-        text=texts, images=[list(shown) for shown in images], return_tensors="pt", padding=True, padding_side="left"
-    )
+    given = [list(shown) for shown in images] if any(images) else None
+    try:
+        return processor(text=texts, images=given, return_tensors="pt", padding=True, padding_side="left")
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"the model's processor refuses this prompt ({reason}); change the image or the text"
+        ) from error
+
+
+def check_question(processor: Any, question: str) -> None:
+    """Refuse a question with a mark that the processor would take for an image or a part of one.
+
+    Raises
+    ------
+    ValueError
+        If there is one.
+    """
+    own = [value for name, value in vars(processor).items() if name.endswith("_token")]
+    tokenizer = getattr(processor, "tokenizer", None)
+    own += [getattr(tokenizer, name, None) for name in ("image_token", "video_token", "boi_token", "eoi_token")]
+    marks = {mark for mark in own if isinstance(mark, str) and mark}
+    for mark in sorted(marks):
+        if mark in question:
+            raise ValueError(
+                f"the question holds {mark!r}, which this model's processor reads as an image or a part of one; "
+                "write it in another way"
+            )
 
 
 def _prompt(processor: Any, images: int, question: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import importlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,6 +21,9 @@ from zooprune.data.images import decode_image, load_image
 #: The name of the questions that come with the package.
 BUNDLED = "bundled"
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".avif", ".jp2"})
+
+#: What a row of a user's own data may have.
+COLUMNS = ("image", "images", "question", "answers", "id", "task", "cluster")
 
 LoadImage = Callable[[], Image.Image]
 
@@ -55,6 +61,11 @@ class Example:
         Any of them is right; empty where the answer is not known.
     evidence : tuple of Region
         What has to be seen to answer.
+    scenes : tuple of str
+        What it is about: questions that share one depend on each other, which makes intervals wider. Empty if it
+        depends on no other question.
+    versions : tuple of str
+        Of each image, what changes when the image does: a digest, or the size and the time of change of its file.
     """
 
     id: str
@@ -63,6 +74,8 @@ class Example:
     question: str
     answers: tuple[str, ...] = ()
     evidence: tuple[Region, ...] = ()
+    scenes: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
 
 
 def bundled_examples(tasks: Sequence[str] | None = None, limit: int | None = None) -> list[Example]:
@@ -80,10 +93,11 @@ def bundled_examples(tasks: Sequence[str] | None = None, limit: int | None = Non
     ValueError
         If there is no such task.
     """
-    from zooprune.bundled.benchmark import KINDS, load_benchmark, scene_image
+    from zooprune.bundled.benchmark import KINDS, checksums, load_benchmark, scene_image
     from zooprune.bundled.layout import SIDE
 
     _check_tasks(tasks, KINDS)
+    versions = checksums()
     found = (
         Example(
             item.id,
@@ -95,6 +109,8 @@ def bundled_examples(tasks: Sequence[str] | None = None, limit: int | None = Non
                 Region(image, (left / SIDE, top / SIDE, right / SIDE, bottom / SIDE))
                 for image, (left, top, right, bottom) in item.evidence
             ),
+            tuple(f"scene {scene}" for scene in item.scenes),
+            tuple(versions[scene] for scene in item.scenes),
         )
         for item in load_benchmark()
         if tasks is None or item.task in tasks
@@ -117,7 +133,10 @@ def load_examples(
         "bundled"; a ``.jsonl`` or ``.parquet`` file or a data set of Hugging Face datasets, a name on the hub or a
         folder, downloaded or written by ``save_to_disk``, with rows of `image` or `images`, `question` and, if known,
         `answers`; or a folder of images. ``name:split`` says which split of a data set. Images are paths, relative to
-        the file, or encoded images (``{"bytes": ..., "path": ...}``).
+        the file, or encoded images (``{"bytes": ..., "path": ...}``), which are read again when their turn comes.
+        A row may also have an `id` (else its number), a `task`, and a `cluster`: rows of the same cluster depend on
+        each other, as rows with the same image do where there is no `cluster`. Other columns are not read, and a
+        warning says so.
     question : str, optional
         What to ask about every image of a folder.
     tasks : sequence of str, optional
@@ -128,7 +147,8 @@ def load_examples(
     Raises
     ------
     ValueError
-        If the source is not there, holds no question, or a row lacks something; the message names file and row.
+        If the source is not there, holds no question, a row lacks something or has a misspelt column, an `id` comes
+        twice, or some rows have `answers`, `id` or `cluster` and others have not; the message names file and row.
     ImportError
         If a package that reads it is missing; ``zooprune[data]`` brings them.
     """
@@ -144,16 +164,8 @@ def load_examples(
             if images_only
             else f"{source} brings its own questions; leave out --question"
         )
-    if images_only:
-        found = _image_folder(path, str(question))
-    else:
-        found = (_example(row, where, folder) for row, where, folder in _rows(str(source), path))
-    examples = []
-    for example in found:
-        if tasks is None or example.task in tasks:
-            examples.append(example)
-        if len(examples) == limit:
-            break
+    found = _image_folder(path, str(question)) if images_only else _examples(_rows(str(source), path))
+    examples = list(islice((one for one in found if tasks is None or one.task in tasks), limit))
     if not examples:
         raise ValueError(f"{source} holds no question" + (f" of the tasks {', '.join(tasks)}" if tasks else ""))
     return examples
@@ -165,7 +177,14 @@ def _check_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> None:
         raise ValueError(f"there is no task {unknown[0]!r}; choose among {', '.join(known)}")
 
 
-_Row = tuple[Any, str, Path]
+@dataclass(frozen=True)
+class _Row:
+    """One row, what to call it, what its paths are relative to, and how to read an encoded image of it again."""
+
+    values: Any
+    where: str
+    folder: Path
+    encoded: Callable[[str, int], bytes] | None = None
 
 
 def _rows(source: str, path: Path) -> Iterator[_Row]:
@@ -183,32 +202,84 @@ def _rows(source: str, path: Path) -> Iterator[_Row]:
 
 
 def _json_lines(path: Path) -> Iterator[_Row]:
+    blank = None
     with path.open(encoding="utf-8") as file:
         try:
             for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
                 where = f"{path}, row {number}"
+                if not line.strip():
+                    blank = blank or where
+                    continue
+                if blank is not None:
+                    raise ValueError(f"{blank}: the row is empty; delete it, or fill in what is missing")
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{where}: not JSON ({error.msg}); write one object on every line") from None
-                yield row, where, path.parent
+                yield _Row(row, where, path.parent)
         except UnicodeDecodeError:
             raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from None
 
 
+class _Parquet:
+    """A Parquet file that is read a few rows at a time, forward; nothing but the last few rows is kept.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    BATCH = 16
+
+    def __init__(self, path: Path) -> None:
+        self._file = _package("pyarrow.parquet").ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        self._firsts = [sum(sizes[:group]) for group in range(len(sizes))]
+        self._column, self._first = "", 0
+        self._batch: Any = ()
+        self._batches: Iterator[Any] = iter(())
+
+    def rows(self) -> Iterator[Mapping[str, Any]]:
+        """Yield all rows."""
+        for batch in self._file.iter_batches(batch_size=self.BATCH):
+            yield from batch.to_pylist()
+
+    def encoded(self, number: int, column: str, place: int) -> bytes:
+        """Return the encoded image of row `number`, from 0; quick for rows one after the other."""
+        if column != self._column or number < self._first:
+            self._start(number, column)
+        while number >= self._first + len(self._batch):
+            self._first += len(self._batch)
+            self._batch = next(self._batches)
+        value = self._batch.column(0)[number - self._first].as_py()
+        found: bytes = (value[place] if isinstance(value, list) else value)["bytes"]
+        return found
+
+    def _start(self, number: int, column: str) -> None:
+        group = max(group for group, first in enumerate(self._firsts) if first <= number)
+        groups = range(group, len(self._firsts))
+        self._column, self._first, self._batch = column, self._firsts[group], ()
+        self._batches = self._file.iter_batches(batch_size=self.BATCH, row_groups=list(groups), columns=[column])
+
+
 def _parquet(path: Path) -> Iterator[_Row]:
-    parquet = _package("pyarrow.parquet")
+    broken = (OSError, _package("pyarrow").ArrowInvalid)
+
+    def refused(error: Exception) -> ValueError:
+        return ValueError(f"{path} is not a Parquet file that can be read ({str(error).splitlines()[0]})")
+
+    def encoded(number: int, column: str, place: int) -> bytes:
+        try:
+            return file.encoded(number, column, place)
+        except (*broken, StopIteration) as error:
+            raise refused(error) from None
+
     try:
-        batches = parquet.ParquetFile(path).iter_batches(batch_size=64)
-        number = 0
-        for batch in batches:
-            for row in batch.to_pylist():
-                number += 1
-                yield row, f"{path}, row {number}", path.parent
-    except (OSError, _package("pyarrow").ArrowInvalid) as error:
-        raise ValueError(f"{path} is not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
+        file = _Parquet(path)
+        for number, row in enumerate(file.rows()):
+            yield _Row(row, f"{path}, row {number + 1}", path.parent, partial(encoded, number))
+    except broken as error:
+        raise refused(error) from None
 
 
 def _is_saved(path: Path) -> bool:
@@ -244,7 +315,15 @@ def _dataset(source: str) -> Iterator[_Row]:
             loaded = loaded.cast_column(column, datasets.Image(decode=False))
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             loaded = loaded.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    return ((row, f"{source}, row {number}", folder) for number, row in enumerate(loaded, 1))
+
+    def encoded(number: int, column: str, place: int) -> bytes:
+        value = loaded[number][column]
+        found: bytes = (value[place] if isinstance(value, list) else value)["bytes"]
+        return found
+
+    return (
+        _Row(row, f"{source}, row {number + 1}", folder, partial(encoded, number)) for number, row in enumerate(loaded)
+    )
 
 
 def _package(name: str) -> Any:
@@ -260,35 +339,120 @@ def _image_folder(path: Path, question: str) -> Iterator[Example]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not question.strip():
         raise ValueError("the question is empty; ask something about the images")
-    return (Example(file.name, "questions", (partial(load_image, file),), question) for file in files)
+    return (
+        Example(
+            file.name, "questions", (partial(load_image, file),), question,
+            scenes=(file.name,), versions=(_version(file),),
+        )
+        for file in files
+    )  # fmt: skip
 
 
-def _example(row: Any, where: str, folder: Path) -> Example:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"{where}: expected an object with image, question and answers, got {type(row).__name__}")
-    question = row.get("question")
+def _version(file: Path) -> str:
+    """Return what changes when a file does. Its bytes would say more, but all images would be read before the first."""
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+@dataclass
+class _Seen:
+    """What the rows so far had, to hold later ones to it."""
+
+    ids: dict[str, str] = field(default_factory=dict)
+    #: By column: the first row, and whether it has the column.
+    given: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    ignored: set[str] = field(default_factory=set)
+
+
+def _examples(rows: Iterator[_Row]) -> Iterator[Example]:
+    seen = _Seen()
+    for row in rows:
+        yield _example(row, seen)
+
+
+def _example(row: _Row, seen: _Seen) -> Example:
+    values, where = row.values, row.where
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: expected an object with image, question and answers, got {type(values).__name__}")
+    _check_columns(values, where, seen)
+    question = values.get("question")
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"{where}: no question; give it as text")
-    one, several = row.get("image"), row.get("images")
+    one, several = values.get("image"), values.get("images")
     if (one is None) == (several is None):
         raise ValueError(f"{where}: give either image or images")
-    pictures = [one] if several is None else several
-    if not isinstance(pictures, Sequence) or isinstance(pictures, (str, bytes)) or not pictures:
+    column, shown = ("image", [one]) if several is None else ("images", several)
+    if not isinstance(shown, Sequence) or isinstance(shown, (str, bytes)) or not shown:
         raise ValueError(f"{where}: images must be a list of at least one image")
-    answers = row.get("answers")
+    pictures = [_image(each, row, column, place) for place, each in enumerate(shown)]
+    answers = values.get("answers")
     answers = [] if answers is None else [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, Sequence) or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{where}: answers must be text or a list of texts; put numbers in quotes")
-    number = where.rpartition(" ")[2]
-    return Example(number, "questions", tuple(_image(one, where, folder) for one in pictures), question, tuple(answers))
+    if not all(answer.strip() for answer in answers):
+        raise ValueError(f"{where}: an answer is empty; delete it, or write what is right")
+    named, cluster = _text(values, "id", where), _text(values, "cluster", where)
+    for name, there in (("answers", bool(answers)), ("id", named is not None), ("cluster", cluster is not None)):
+        first, before = seen.given.setdefault(name, (where, there))
+        if before != there:
+            has, lacks = (first, where) if before else (where, first)
+            raise ValueError(f"{lacks}: no {name}, but {has} has some; give {name} in all rows or in none")
+    name = where.rpartition(" ")[2] if named is None else named
+    if name in seen.ids:
+        raise ValueError(f"{where}: the id {name!r} is that of {seen.ids[name]} too; give every row its own")
+    seen.ids[name] = where
+    scenes = tuple(dict.fromkeys(scene for _, scene, _ in pictures)) if cluster is None else (f"cluster {cluster}",)
+    return Example(
+        name,
+        _text(values, "task", where) or "questions",
+        tuple(load for load, _, _ in pictures),
+        question,
+        tuple(answers),
+        scenes=scenes,
+        versions=tuple(version for _, _, version in pictures),
+    )
 
 
-def _image(given: Any, where: str, folder: Path) -> LoadImage:
+def _check_columns(values: Mapping[str, Any], where: str, seen: _Seen) -> None:
+    """Refuse what looks like a misspelt column, and say once which others are not read."""
+    absent = {column for column in COLUMNS if values.get(column) is None} - {"id"}
+    if not {"image", "images"} <= absent:
+        absent -= {"image", "images"}
+    unread = sorted(set(map(str, values)) - {*COLUMNS, *seen.ignored})
+    for name in unread:
+        close = difflib.get_close_matches(name.lower().strip(), sorted(absent), n=1, cutoff=0.8)
+        if close:
+            raise ValueError(f"{where}: there is no column {name!r}; call it {close[0]!r}, or take it out")
+    if unread:
+        seen.ignored.update(unread)
+        what = "the column" if len(unread) == 1 else "the columns"
+        warnings.warn(f"{where}: not read: {what} {', '.join(unread)}; known are {', '.join(COLUMNS)}", stacklevel=2)
+
+
+def _text(values: Mapping[str, Any], name: str, where: str) -> str | None:
+    value = values.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+        raise ValueError(f"{where}: {name} must be text or a whole number")
+    return str(value)
+
+
+def _image(given: Any, row: _Row, column: str, place: int) -> tuple[LoadImage, str, str]:
+    """Return what loads an image, what tells it from other images, and what changes when it does."""
+    where = row.where
     if isinstance(given, Mapping) and isinstance(given.get("bytes"), bytes):
-        return partial(decode_image, given["bytes"], f"the image of {where}")
+        assert row.encoded is not None, "only data that can be read again holds bytes"
+        digest = hashlib.sha256(given["bytes"]).hexdigest()[:16]
+        return partial(_decoded, partial(row.encoded, column, place), f"the image of {where}"), digest, digest
     path = given.get("path") if isinstance(given, Mapping) else given
     if not isinstance(path, str) or not path:
         raise ValueError(f"{where}: an image must be a path or the bytes of an image file")
-    if not (folder / path).is_file():
-        raise ValueError(f"{where}: the image {path} does not exist; give paths relative to {folder}")
-    return partial(load_image, folder / path)
+    file = row.folder / path
+    if not file.is_file():
+        raise ValueError(f"{where}: the image {path} does not exist; give paths relative to {row.folder}")
+    return partial(load_image, file), str(file.resolve()), _version(file)
+
+
+def _decoded(encoded: Callable[[], bytes], name: str) -> Image.Image:
+    return decode_image(encoded(), name)

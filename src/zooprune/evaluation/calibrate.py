@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 try:
     from scipy.special import betaincinv
 except ImportError:
@@ -25,6 +27,7 @@ except ImportError:
 
 from zooprune.data.examples import Example
 from zooprune.encoding import remembering_encodings
+from zooprune.evaluation.intervals import clusters
 from zooprune.evaluation.metrics import normalise
 from zooprune.evaluation.runner import Setting, Subject, fingerprint
 from zooprune.plan import Plan
@@ -47,6 +50,8 @@ class Candidate:
     setting : Setting
     successes, trials : int
         So far.
+    worth : float
+        How many independent questions one question counts for: 1 or less.
     dropped : bool
         Whether it, or a larger budget of its method, cannot be certified any more.
     """
@@ -54,15 +59,16 @@ class Candidate:
     setting: Setting
     successes: int = 0
     trials: int = 0
+    worth: float = 1.0
     dropped: bool = False
 
     def lower_bound(self, confidence: float, ahead: int = 0) -> float:
         """Return what its quality surely is, or would be if `ahead` more questions went well."""
-        return lower_bound(self.successes + ahead, self.trials + ahead, confidence)
+        return lower_bound(self.worth * (self.successes + ahead), self.worth * (self.trials + ahead), confidence)
 
 
-def lower_bound(successes: int, trials: int, confidence: float) -> float:
-    """Return the one-sided Clopper-Pearson lower bound of a probability."""
+def lower_bound(successes: float, trials: float, confidence: float) -> float:
+    """Return the one-sided Clopper-Pearson lower bound of a probability; effective counts need not be whole."""
     return 0.0 if successes == 0 else float(betaincinv(successes, trials - successes + 1, 1 - confidence))
 
 
@@ -71,8 +77,24 @@ def questions_needed(quality: float, confidence: float) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(quality))
 
 
+def worth(examples: Sequence[Example]) -> float:
+    """Return how many independent questions one of these counts for, where a scene counts once.
+
+    It is the design effect's inverse with questions of a scene as alike as can be: what happens to one of them happens
+    to all. They may be less alike than that, so the certificate errs on the safe side.
+    """
+    sizes = np.bincount(clusters(example.scenes for example in examples))
+    return float(sizes.sum() / (sizes**2).sum())
+
+
 def search(
-    methods: Sequence[Sequence[Setting]], ask: Ask, questions: int, *, quality: float, confidence: float
+    methods: Sequence[Sequence[Setting]],
+    ask: Ask,
+    questions: int,
+    *,
+    quality: float,
+    confidence: float,
+    worth: float = 1.0,
 ) -> list[Candidate]:
     """Try all settings on as few questions as it takes to see which can be certified.
 
@@ -86,6 +108,8 @@ def search(
         How many there are.
     quality, confidence : float
         Both in (0, 1).
+    worth : float
+        How many independent questions one question counts for; see the function `worth`.
 
     Returns
     -------
@@ -93,7 +117,7 @@ def search(
         All of them; those not dropped are certified, together and with `confidence`.
     """
     each = 1 - (1 - confidence) / len(methods)
-    chains = [[Candidate(setting) for setting in settings] for settings in methods]
+    chains = [[Candidate(setting, worth=worth) for setting in settings] for settings in methods]
     everyone = [candidate for chain in chains for candidate in chain]
     first, last = 0, min(FIRST_ROUND, questions)
     while first < last:
@@ -163,8 +187,14 @@ def calibrate(
         raise ValueError("give at least one method and budgets that are all numbers of tokens or all shares")
     methods = list(dict.fromkeys(methods))
     needed = questions_needed(quality, 1 - (1 - confidence) / len(methods))
-    if len(examples) < needed:
-        raise ValueError(_too_few(quality, confidence, len(methods), needed, f"there are {len(examples)}"))
+    each = worth(examples)
+    # Rounded, because 300 questions that are worth 1 / 3 each are 100.
+    enough = round(each * len(examples), 6)
+    if enough < needed:
+        there = f"there are {len(examples)}"
+        if each < 1:
+            there += f" that share scenes, worth {enough:.0f} about scenes of their own"
+        raise ValueError(_too_few(quality, confidence, len(methods), needed, there))
     chains = [[Setting(method, keep) for keep in sorted(set(keeps), reverse=True)] for method in methods]
     measure: Measure = "right answers kept" if all(example.answers for example in examples) else "agreement"
 
@@ -179,7 +209,7 @@ def calibrate(
             progress(len(mine))
         return counts
 
-    candidates = search(chains, ask, len(examples), quality=quality, confidence=confidence)
+    candidates = search(chains, ask, len(examples), quality=quality, confidence=confidence, worth=each)
     certified = [candidate for candidate in candidates if not candidate.dropped]
     if not certified:
         best = candidates[0]
@@ -203,6 +233,7 @@ def calibrate(
             "measure": measure,
             "successes": best.successes,
             "trials": best.trials,
+            "worth": each,
             "lower_bound": best.lower_bound(1 - (1 - confidence) / len(methods)),
             "methods_tried": methods,
             "questions": fingerprint(examples),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from zooprune.data.examples import Example
 from zooprune.evaluation.metrics import normalise
-from zooprune.evaluation.runner import Row, Setting, Subject
+from zooprune.evaluation.runner import Row, Setting, Subject, setting_key
 from zooprune.picture import draw_kept
 from zooprune.prompting import seen_images
 from zooprune.pruners import UNPRUNED
@@ -59,7 +59,7 @@ def worst_cases(rows: Iterable[Row], examples: Sequence[Example], settings: Sequ
         Those that the rows are of.
     """
     by_id = {example.id: example for example in examples}
-    replies = {(row["method"], row["keep"], row["seed"], row["id"]): row for row in rows}
+    replies = {(*setting_key(row), row["id"]): row for row in rows}
     full = {row["id"]: row for key, row in replies.items() if key[0] == UNPRUNED}
     cases: list[Case] = []
     for method in dict.fromkeys(setting.label for setting in settings if setting.method != UNPRUNED):
@@ -92,11 +92,11 @@ def draw_case(subject: Subject, case: Case) -> list[Image.Image]:
 
     Raises
     ------
-    ValueError
+    CannotDrawError
         If the model reads an image as several tiles.
     """
     inputs = subject.prepare([case.example])
-    _, report, _ = subject.generate(inputs, case.setting)
+    report = subject.generate(inputs, case.setting).report
     images = [load() for load in case.example.images]
     groups: list[Sequence[ImageReport]] = [report.images]
     if len(report.images) == len(images):

@@ -11,17 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zooprune.evaluation.intervals import Interval, clusters, difference, share
 from zooprune.pruners import UNPRUNED
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
-#: A method with its budget.
+#: A method with its budget; `budget` tells one budget from another, where 1 == 1.0 does not.
 Arm = tuple[str, int | float | None]
 
 FULL: Arm = (UNPRUNED, None)
 #: The task that POPE asks: scored by F1, for which "yes" is positive.
 EXISTENCE = "existence"
-RESAMPLES = 2000
+#: With fewer questions a task, a mean over tasks gets no interval: each task's own score is too uncertain.
+LEAST_PER_TASK = 20
+
+
+def budget(keep: int | float | None) -> str:
+    """Return a budget in words, which tells 1 (one token) from 1.0 (all of them)."""
+    return "all" if keep is None else str(keep)
 
 
 def normalise(reply: str) -> str:
@@ -52,7 +59,9 @@ class Answers:
         Share of draws with the reply "yes".
     truth : array, (Q,)
         Whether "yes" is right; NaN where the answer is not known.
-    rows : dict
+    cluster : array of int, (Q,)
+        Which questions are about the same scenes; see `zooprune.evaluation.intervals.clusters`.
+    rows : tuple of lists, (A,)
         The rows of each arm for these questions.
     """
 
@@ -63,7 +72,8 @@ class Answers:
     same: Floats
     yes: Floats
     truth: Floats
-    rows: dict[Arm, list[Row]]
+    cluster: NDArray[np.int64]
+    rows: tuple[list[Row], ...]
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -76,9 +86,11 @@ class Answers:
 
     def number(self, arm: Arm) -> int:
         """Return the place of an arm."""
-        if arm not in self.arms:
+        keys = [(method, budget(keep)) for method, keep in self.arms]
+        key = arm[0], budget(arm[1])
+        if key not in keys:
             raise ValueError(f"no rows of {arm[0]} with keep={arm[1]}; evaluate it first")
-        return self.arms.index(arm)
+        return keys.index(key)
 
 
 def arrange(rows: Iterable[Row]) -> Answers:
@@ -89,10 +101,11 @@ def arrange(rows: Iterable[Row]) -> Answers:
     ValueError
         If the unpruned model's rows are missing, or no question was answered by every arm.
     """
-    by_arm: dict[Arm, list[Row]] = {FULL: []}
+    unpruned = FULL[0], budget(FULL[1])
+    by_arm: dict[tuple[str, str], list[Row]] = {unpruned: []}
     for row in rows:
-        by_arm.setdefault((row["method"], row["keep"]), []).append(row)
-    full = {row["id"]: row for row in by_arm[FULL]}
+        by_arm.setdefault((row["method"], budget(row["keep"])), []).append(row)
+    full = {row["id"]: row for row in by_arm[unpruned]}
     if not full:
         raise ValueError("the unpruned model has no rows; run the evaluation to its end first")
     draws = {arm: len({row["seed"] for row in mine}) for arm, mine in by_arm.items()}
@@ -116,73 +129,48 @@ def arrange(rows: Iterable[Row]) -> Answers:
     tasks = tuple(full[one]["task"] for one in ids)
     # Thirds that are added up must still be a whole.
     right, same, yes = (values.round(9) for values in (right, same, yes))
-    complete = {arm: [row for row in mine if row["id"] in place] for arm, mine in by_arm.items()}
-    return Answers(tuple(ids), tasks, tuple(by_arm), right, same, yes, np.array(truth), complete)
+    complete = tuple([row for row in mine if row["id"] in place] for mine in by_arm.values())
+    arms = tuple((mine[0]["method"], mine[0]["keep"]) for mine in by_arm.values())
+    cluster = clusters(full[one].get("scenes", ()) for one in ids)
+    return Answers(tuple(ids), tasks, arms, right, same, yes, np.array(truth), cluster, complete)
 
 
-def resample(tasks: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Return how often each question occurs in each bootstrap resample, (resamples, Q).
+def task_scores(answers: Answers) -> Floats:
+    """Return the score of every arm and task, (A, tasks): F1 of "existence", accuracy of others.
 
-    Every task keeps its number of questions, and all arms share the resamples, so that comparisons are paired.
+    NaN where no answer is known or, for F1, where no "yes" was right or said.
     """
-    rng = np.random.default_rng(seed)
-    weights = np.zeros((resamples, len(tasks)))
-    for task in dict.fromkeys(tasks):
-        mine = np.flatnonzero([one == task for one in tasks])
-        weights[:, mine] = rng.multinomial(len(mine), np.full(len(mine), 1 / len(mine)), size=resamples)
-    return weights
-
-
-def task_scores(answers: Answers, weights: Floats) -> Floats:
-    """Return the score of every task and arm: F1 of "existence", accuracy of others.
-
-    Parameters
-    ----------
-    answers : Answers
-    weights : array, (R, Q)
-        How often each question counts.
-
-    Returns
-    -------
-    array, (R, A, tasks)
-        NaN where no answer is known, or, for F1, where no "yes" was right or said.
-    """
-    scores = np.full((len(weights), len(answers.arms), len(answers.kinds)), np.nan)
+    scores = np.full((len(answers.arms), len(answers.kinds)), np.nan)
     for number, task in enumerate(answers.kinds):
         mine = answers.of(task) & ~np.isnan(answers.truth)
         if not mine.any():
             continue
-        share = weights[:, mine]
         if task == EXISTENCE:
-            yes, truth = answers.yes[:, mine], answers.truth[mine]
-            hits = share @ (yes * truth).T
             # 2 TP + FP + FN is all that was said to be there and all that is there.
-            top, bottom = 2 * hits, share @ yes.T + (share @ truth)[:, None]
+            top, bottom = 2 * answers.yes[:, mine] @ answers.truth[mine], _existence(answers, mine)
         else:
-            top, bottom = share @ answers.right[:, mine].T, share.sum(1)[:, None]
+            top, bottom = answers.right[:, mine].sum(1), np.full(len(answers.arms), mine.sum())
         with np.errstate(invalid="ignore", divide="ignore"):
-            scores[:, :, number] = top / bottom
+            scores[:, number] = top / bottom
     return scores
 
 
+def _existence(answers: Answers, mine: NDArray[np.bool_]) -> Floats:
+    total: Floats = answers.yes[:, mine].sum(1) + answers.truth[mine].sum()
+    return total
+
+
 def kept_share(scores: Floats) -> Floats:
-    """Return the mean over tasks of an arm's score over the unpruned model's, (R, A).
+    """Return the mean over tasks of an arm's score over the unpruned model's, (A,).
 
     Parameters
     ----------
-    scores : array, (R, A, tasks)
+    scores : array, (A, tasks)
         The unpruned model is arm 0. Tasks in which it scores nothing are left out.
     """
-    full = scores[:, :1]
-    counts = np.isfinite(full) & (full > 0) & np.isfinite(scores)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(counts, scores / full, 0).sum(-1) / counts.sum(-1)
-
-
-def interval(draws: Floats) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of bootstrap draws; None without a finite one."""
-    finite = draws[np.isfinite(draws)]
-    return None if not len(finite) else (float(np.percentile(finite, 2.5)), float(np.percentile(finite, 97.5)))
+        counts = np.isfinite(scores) & (scores[:1] > 0)
+        return np.where(counts, scores / scores[:1], 0).sum(-1) / counts.sum(-1)
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -192,22 +180,21 @@ def sign_test(wins: int, losses: int) -> float:
     return float(min(1.0, 2 * tail / 2**total))
 
 
-def compare(answers: Answers, first: Arm, second: Arm, weights: Floats | None = None) -> dict[str, Any]:
+def compare(answers: Answers, first: Arm, second: Arm) -> dict[str, Any]:
     """Compare two arms on the same questions.
 
     Parameters
     ----------
     answers : Answers
     first, second : (method, keep)
-    weights : array, (R, Q), optional
-        What `resample` returned for these questions, to save doing it for every pair.
 
     Returns
     -------
     dict
         `difference` in accuracy over all questions whose answer is known, first minus second, with its `interval`
-        (bootstrap, 95 %); `wins` and `losses` of the first, and `p` of the exact sign test on these discordant
-        questions (McNemar's; with several draws a question goes to the arm that has it right more often).
+        (95 %, see `zooprune.evaluation.intervals`; None with a single scene); `wins` and `losses` of the first, in
+        questions; and `p` of the exact sign test over scenes: a scene goes to the arm that has more of its questions
+        right. Where every question has a scene of its own and there is one draw, that is McNemar's test.
 
     Raises
     ------
@@ -218,34 +205,82 @@ def compare(answers: Answers, first: Arm, second: Arm, weights: Floats | None = 
     known = ~np.isnan(gap)
     if not known.any():
         raise ValueError("no answer is known, so no method is right more often; give answers with the questions")
-    weights = (resample(answers.tasks) if weights is None else weights)[:, known]
-    gap = gap[known]
-    draws = weights @ gap / weights.sum(1)
-    wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
+    gap, cluster = gap[known], _renumbered(answers.cluster[known])
+    weights, mean = np.full(len(gap), 1 / len(gap)), float(gap.mean())
+    of_scenes = np.bincount(cluster, gap).round(9)
     return {
         "first": list(first),
         "second": list(second),
-        "difference": float(gap.mean()),
-        "interval": interval(draws),
-        "wins": wins,
-        "losses": losses,
-        "p": sign_test(wins, losses),
+        "difference": mean,
+        "interval": difference(weights * gap, weights * (gap - mean), weights, cluster),
+        "wins": int((gap > 0).sum()),
+        "losses": int((gap < 0).sum()),
+        "p": sign_test(int((of_scenes > 0).sum()), int((of_scenes < 0).sum())),
     }
 
 
-def summarise(answers: Answers, weights: Floats | None = None) -> list[dict[str, Any]]:
+def kept_share_interval(answers: Answers, number: int) -> Interval | None:
+    """Return the interval of the share that an arm keeps of the unpruned score.
+
+    The share is 1 plus what every question adds to it or takes from it, so it is the interval of a difference.
+
+    Returns
+    -------
+    tuple of float or None
+        None for the unpruned model, without a score, and where a mean over tasks has fewer than `LEAST_PER_TASK`
+        questions in one of them.
+    """
+    scores = task_scores(answers)[[0, number]]
+    counted = [(place, task) for place, task in enumerate(answers.kinds) if scores[0, place] > 0]
+    known = ~np.isnan(answers.truth)
+    sizes = [int((answers.of(task) & known).sum()) for _, task in counted]
+    if number == 0 or not counted or (len(counted) > 1 and min(sizes) < LEAST_PER_TASK):
+        return None
+    changes, influences, weights = (np.zeros(len(answers.ids)) for _ in range(3))
+    for place, task in counted:
+        mine = answers.of(task) & known
+        full, score = scores[0, place], scores[1, place]
+        if not np.isfinite(score):
+            return None
+        before, after = answers.right[0, mine], answers.right[number, mine]
+        weights[mine] = before / before.sum() / len(counted)
+        if task == EXISTENCE:
+            truth, before, after = answers.truth[mine], answers.yes[0, mine], answers.yes[number, mine]
+            total, of_full = _existence(answers, mine)[[number, 0]]
+            # F1 is twice the hits over `total`, so this is how much a "yes" more or less moves it: exactly.
+            changes[mine] = (after - before) * (2 * truth - full) / total
+            influences[mine] = (2 * after * truth - score * (after + truth)) / total
+            influences[mine] -= score / full * (2 * before * truth - full * (before + truth)) / of_full
+        else:
+            changes[mine] = (after - before) / len(before)
+            influences[mine] = (after - score / full * before) / len(before)
+        changes[mine] /= full * len(counted)
+        influences[mine] /= full * len(counted)
+    asked = np.isin(answers.tasks, [task for _, task in counted]) & known
+    around = difference(changes[asked], influences[asked], weights[asked], _renumbered(answers.cluster[asked]))
+    if around is None:
+        return None
+    # No method can do better than have everything right.
+    best = float(np.mean([1 / scores[0, place] for place, _ in counted]))
+    return max(0.0, 1 + around[0]), min(best, 1 + around[1])
+
+
+def _renumbered(cluster: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the clusters of some of the questions, numbered without gaps."""
+    return np.unique(cluster, return_inverse=True)[1]
+
+
+def summarise(answers: Answers) -> list[dict[str, Any]]:
     """Return all figures of every arm, the unpruned model first.
 
     Parameters
     ----------
     answers : Answers
-    weights : array, (R, Q), optional
-        What `resample` returned for these questions, to save doing it again.
 
     Returns
     -------
     list of dict
-        `method`, `keep`, `draws`, `questions`;
+        `method`, `keep`, `draws`, `questions`, `scenes` (clusters of questions that share an image);
         `tasks` with `questions`, `score`, `accuracy` and, for "existence", `f1` and `yes_ratio`;
         `accuracy` over all questions;
         `kept_share` of the unpruned score, mean over tasks, and `kept_share_interval`;
@@ -255,29 +290,27 @@ def summarise(answers: Answers, weights: Floats | None = None) -> list[dict[str,
         `seconds`, medians over the timed questions of every stage, `first_token` (all but decode) and `total`.
         None where there is nothing to tell it from.
     """
-    plain = np.ones((1, len(answers.ids)))
-    weights = resample(answers.tasks) if weights is None else weights
-    scores, share = task_scores(answers, plain)[0], kept_share(task_scores(answers, plain))[0]
-    shares = kept_share(task_scores(answers, weights))
-    agreements = weights @ answers.same.T / len(answers.ids)
+    scores = task_scores(answers)
+    kept = kept_share(scores)
     table = []
     for number, (method, keep) in enumerate(answers.arms):
-        rows = answers.rows[(method, keep)]
+        rows = answers.rows[number]
         table.append(
             {
                 "method": method,
                 "keep": keep,
                 "draws": len({row["seed"] for row in rows}),
                 "questions": len(answers.ids),
+                "scenes": int(answers.cluster.max()) + 1,
                 "tasks": {
                     task: _task(answers, number, task, scores[number, place])
                     for place, task in enumerate(answers.kinds)
                 },
                 "accuracy": _mean(answers.right[number]),
-                "kept_share": _finite(share[number]),
-                "kept_share_interval": interval(shares[:, number]),
+                "kept_share": _finite(kept[number]),
+                "kept_share_interval": kept_share_interval(answers, number),
                 "agreement": float(answers.same[number].mean()),
-                "agreement_interval": interval(agreements[:, number]),
+                "agreement_interval": None if number == 0 else share(answers.same[number], answers.cluster),
                 "evidence_recall": _mean(
                     [r["evidence"]["kept"] / r["evidence"]["regions"] for r in rows if r["evidence"] is not None]
                 ),

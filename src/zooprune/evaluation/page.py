@@ -14,7 +14,8 @@ try:
 except ImportError:
     raise ImportError("plotly is needed to write reports; run: pip install 'zooprune[report]'") from None
 
-from zooprune.evaluation.report import Table, case_line, described, keep, tables, title
+from zooprune.evaluation.metrics import budget
+from zooprune.evaluation.report import Table, case_line, described, tables, title
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #191c24; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
@@ -88,7 +89,7 @@ def _plots(summary: list[dict[str, Any]]) -> Iterator[str]:
     for method in methods:
         arms = sorted((arm for arm in pruned if arm["method"] == method), key=lambda arm: arm["kept_tokens"])
         quality = [_percent(arm[measure]) for arm in arms]
-        around = [arm[f"{measure}_interval"] or (arm[measure], arm[measure]) for arm in arms]
+        around = [arm[f"{measure}_interval"] or (None, None) for arm in arms]
         look = {"name": method, "marker_color": colours[method]}
         budgets.add_scatter(
             x=[arm["kept_tokens"] for arm in arms],
@@ -105,7 +106,7 @@ def _plots(summary: list[dict[str, Any]]) -> Iterator[str]:
             pareto.add_scatter(
                 x=[1e3 * arm["seconds"]["total"] for arm in arms],
                 y=quality,
-                text=[keep(arm["keep"]) for arm in arms],
+                text=[budget(arm["keep"]) for arm in arms],
                 textposition="top center",
                 cliponaxis=False,
                 mode="markers+text",
@@ -131,7 +132,7 @@ def _plots(summary: list[dict[str, Any]]) -> Iterator[str]:
         ]
         heat = graph_objects.Figure(
             graph_objects.Heatmap(
-                z=shares, x=scored, y=[f"{arm['method']} {keep(arm['keep'])}" for arm in pruned], zmid=100,
+                z=shares, x=scored, y=[f"{arm['method']} {budget(arm['keep'])}" for arm in pruned], zmid=100,
                 colorscale="RdBu", texttemplate="%{z:.0f}", colorbar_title="%",
             )
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from zooprune.evaluation.page import page
 from zooprune.evaluation.report import digest, markdown
 from zooprune.evaluation.runner import Results, Setting, Subject
 from zooprune.files import write_text
+from zooprune.picture import CannotDrawError
 
 #: The folder of the pictures, inside that of the run.
 PICTURES = "cases"
@@ -35,7 +37,7 @@ def draw_cases(
     for number, case in enumerate(worst_cases(rows, examples, settings)):
         try:
             pictures = draw_case(subject, case)
-        except ValueError:
+        except CannotDrawError:
             pictures = []
         paths = []
         for place, picture in enumerate(pictures):
@@ -72,4 +74,6 @@ def publish(results: Results, cases: dict[str, list[dict[str, Any]]]) -> tuple[d
 
 
 def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")
+    """Return a file name that no other model has: its readable end, and a digest of all of it."""
+    readable = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[-40:].strip("-")
+    return f"{readable}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zooprune.evaluation.metrics import FULL, RESAMPLES, arrange, compare, resample, summarise
+from zooprune.evaluation.metrics import FULL, LEAST_PER_TASK, arrange, budget, compare, summarise
 from zooprune.evaluation.runner import Row
 
 HOW_TIMED = (
@@ -14,9 +15,11 @@ HOW_TIMED = (
     "every time; the pruner's own work is in them. 'first token' is all but decoding."
 )
 HOW_SURE = (
-    "Intervals hold 95 % of {resamples:,} paired bootstrap resamples of the questions, task by task. "
-    "'score kept' is the mean over tasks of the score as a share of the unpruned model's."
+    "'score kept' is the mean over tasks of the score as a share of the unpruned model's. Its 95 % interval is a score "
+    "interval (Wilson, Newcombe) that counts questions about the same scene as dependent."
 )
+TOO_FEW = f"No interval of 'score kept': a mean over tasks gets one from {LEAST_PER_TASK} questions a task."
+ONE_SCENE = "No interval: all questions are about the same scene."
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,34 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
-        """Return it in Markdown."""
+        """Return it in Markdown, as plain text whatever the cells hold."""
         lines = [_line(self.header), _line(["---", *["---:"] * (len(self.header) - 1)]), *map(_line, self.rows)]
-        return "\n".join([f"### {self.title}", "", *lines, *(["", self.note] if self.note else [])])
+        return "\n".join([f"### {plain(self.title)}", "", *lines, *(["", plain(self.note)] if self.note else [])])
+
+
+#: What would start a tag, an entity, a link, a picture, emphasis, code, a formula, or the next cell of a table.
+_MARKS = re.compile(r"([\\`*_\[\]|~$#!])")
+
+
+def plain(text: str) -> str:
+    """Return Markdown that shows a text as it is, in one line."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKS.sub(r"\\\1", text)
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(cell if set(cell) <= set("-:") else plain(cell) for cell in cells) + " |"
 
 
-def digest(rows: Sequence[Row], *, resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
+def digest(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """Return the figures of every model.
 
     Returns
     -------
     dict
         By model: `summary` (see `metrics.summarise`) and `comparisons` (see `metrics.compare`) of every method with
-        the unpruned model, and of the first method with all others at the same budget.
+        the unpruned model, and of the first method with all others at the same budget; `timed`, the number of
+        questions that were timed.
     """
     found = {}
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -61,14 +75,12 @@ def digest(rows: Sequence[Row], *, resamples: int = RESAMPLES) -> dict[str, dict
         pruned = [arm for arm in answers.arms if arm != FULL]
         pairs = [(arm, FULL) for arm in pruned]
         pairs += [(arm, other) for arm in pruned for other in pruned if arm[0] == pruned[0][0] != other[0]
-                  if arm[1] == other[1]]  # fmt: skip
-        weights = resample(answers.tasks, resamples=resamples)
-        known = any(row["right"] is not None for row in answers.rows[FULL])
+                  if budget(arm[1]) == budget(other[1])]  # fmt: skip
+        known = any(row["right"] is not None for row in answers.rows[0])
         found[model] = {
-            "summary": summarise(answers, weights),
-            "comparisons": [compare(answers, *pair, weights) for pair in pairs] if known else [],
-            "timed": sum(bool(row["seconds"]) for row in answers.rows[FULL]),
-            "resamples": resamples,
+            "summary": summarise(answers),
+            "comparisons": [compare(answers, *pair) for pair in pairs] if known else [],
+            "timed": sum(bool(row["seconds"]) for row in answers.rows[0]),
         }
     return found
 
@@ -106,16 +118,21 @@ def overview(found: dict[str, Any], *, columns: Sequence[str] | None = None) -> 
     shown = [(heading, cell) for heading, cell in _COLUMNS if columns is None or heading in columns]
     filled = [(heading, cells) for heading, cell in shown if any(cells := [cell(arm) for arm in summary])]
     rows = [
-        (arm["method"], keep(arm["keep"]), *(cells[number] for _, cells in filled))
+        (arm["method"], budget(arm["keep"]), *(cells[number] for _, cells in filled))
         for number, arm in enumerate(summary)
     ]
-    note = HOW_SURE.format(resamples=found["resamples"])
+    note = HOW_SURE
+    pruned = summary[1:]
+    if pruned and all(arm["kept_share"] is not None and arm["kept_share_interval"] is None for arm in pruned):
+        note = ONE_SCENE if summary[0]["scenes"] < 2 else TOO_FEW
     if found["timed"]:
         note += " " + HOW_TIMED.format(count=found["timed"])
     draws = max(arm["draws"] for arm in summary)
     if draws > 1:
         note += f" Methods that draw are averaged over {draws} seeds."
     questions = f"{summary[0]['questions']:,} questions"
+    if summary[0]["scenes"] < summary[0]["questions"]:
+        questions += f" about {summary[0]['scenes']:,} groups of scenes"
     return Table(questions, ("method", "keep", *(heading for heading, _ in filled)), rows, note)
 
 
@@ -128,7 +145,7 @@ def by_task(found: dict[str, Any]) -> Table:
             header.append(f"{task} {name.replace('_', ' ')}" if "f1" in figures else task)
             pick.append((task, name))
     rows = [
-        (arm["method"], keep(arm["keep"]), *(_percent(arm["tasks"][task][name]) for task, name in pick))
+        (arm["method"], budget(arm["keep"]), *(_percent(arm["tasks"][task][name]) for task, name in pick))
         for arm in summary
     ]
     counts = ", ".join(f"{figures['questions']} {task}" for task, figures in summary[0]["tasks"].items())
@@ -139,16 +156,19 @@ def paired(found: dict[str, Any]) -> Table:
     """Return the paired comparisons."""
     rows: list[tuple[str, ...]] = []
     for one in found["comparisons"]:
-        (first, budget), (second, _) = one["first"], one["second"]
-        low, high = (100 * value for value in one["interval"])
-        gap = f"{100 * one['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
-        rows.append((first, keep(budget), second, gap, str(one["wins"]), str(one["losses"]), f"{one['p']:.2g}"))
+        (first, keep), (second, _) = one["first"], one["second"]
+        gap = f"{100 * one['difference']:+.1f}"
+        if one["interval"] is not None:
+            low, high = (100 * value for value in one["interval"])
+            gap += f" [{low:+.1f}, {high:+.1f}]"
+        rows.append((first, budget(keep), second, gap, str(one["wins"]), str(one["losses"]), f"{one['p']:.2g}"))
     return Table(
         "Question by question",
         ("method", "keep", "against", "accuracy, points", "only it right", "only the other", "p"),
         rows,
-        "p is of the exact sign test on the questions that only one of both has right (McNemar), not corrected for "
-        "the number of comparisons.",
+        "In brackets Newcombe's 95 % interval, over scenes. p is of the exact sign test on the scenes of which one "
+        "method has more questions right (McNemar's where every question has its own), not corrected for the number "
+        "of comparisons.",
     )
 
 
@@ -164,9 +184,9 @@ def markdown(run: dict[str, Any], found: dict[str, dict[str, Any]], cases: dict[
     cases : dict
         By model, the worst cases: what `Case.told` says, and the paths of their `pictures`.
     """
-    parts = [f"# {title(run)}", described(run)]
+    parts = [f"# {plain(title(run))}", plain(described(run))]
     for model, figures in found.items():
-        parts += [f"## {model}", *(table.markdown() for table in tables(figures))]
+        parts += [f"## {plain(model)}", *(table.markdown() for table in tables(figures))]
         if cases.get(model):
             parts += [
                 "### Worst cases",
@@ -174,7 +194,7 @@ def markdown(run: dict[str, Any], found: dict[str, dict[str, Any]], cases: dict[
             ]
         for case in cases.get(model, []):
             pictures = "".join(f"\n\n![what was kept]({path})" for path in case["pictures"])
-            parts.append(f"- {case_line(case)}{pictures}")
+            parts.append(f"- {plain(case_line(case))}{pictures}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -206,14 +226,9 @@ def case_line(case: dict[str, Any]) -> str:
     right = f", right is {' or '.join(case['answers'])}" if case["answers"] else ""
     right += "" if case["pictures"] else " (no picture: the model cuts images up)"
     return (
-        f"{case['method']}, keep {keep(case['keep'])}, {case['task']} {case['id']}: “{case['question']}” "
+        f"{case['method']}, keep {budget(case['keep'])}, {case['task']} {case['id']}: “{case['question']}” "
         f"“{case['unpruned']}” became “{case['pruned']}”{right}"
     )
-
-
-def keep(value: int | float | None) -> str:
-    """Return a budget as people write it."""
-    return "all" if value is None else str(value)
 
 
 def _percent(value: float | None) -> str:

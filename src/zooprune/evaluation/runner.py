@@ -5,29 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
+from zooprune.answering import Answered, answer
 from zooprune.costs import kv_cache_bytes, prefill_flops
 from zooprune.data.examples import Example
 from zooprune.encoding import remembering_encodings
 from zooprune.environment import describe
 from zooprune.evaluation.evidence import kept_regions
-from zooprune.evaluation.metrics import is_right
+from zooprune.evaluation.metrics import budget, is_right
 from zooprune.files import write_text
-from zooprune.generation import Session
 from zooprune.policy import Policy
 from zooprune.projectors import Sensitivity
-from zooprune.prompting import build_inputs
+from zooprune.prompting import build_inputs, check_question
 from zooprune.pruners import UNPRUNED, Pruner, get_pruner
-from zooprune.reports import Report
 
 Row = dict[str, Any]
 
@@ -79,9 +76,14 @@ class Setting:
         return self.method + (f"({', '.join(f'{name}={value}' for name, value in unusual.items())})" if unusual else "")
 
     @property
-    def key(self) -> tuple[str, int | float | None, int | None]:
-        """What tells its rows from others'."""
-        return self.label, self.keep, self.seed
+    def key(self) -> tuple[str, str, int | None]:
+        """What tells its rows from others'; the budget in words, since 1 == 1.0."""
+        return self.label, budget(self.keep), self.seed
+
+    @property
+    def described(self) -> list[Any]:
+        """What run.json says of it."""
+        return [self.label, self.keep, self.seed]
 
 
 def grid(
@@ -100,10 +102,12 @@ def grid(
         How the sensitivity of the model's projector is found, from its family.
     """
     settings = [Setting()]
+    # 1 is one token and 1.0 all of them.
+    different = {budget(keep): keep for keep in keeps}.values()
     for method in dict.fromkeys(methods):
         if method != UNPRUNED:
             mine = tuple(dict.fromkeys(seeds)) if get_pruner(method).draws(sensitivity) else (None,)
-            settings += [Setting(method, keep, seed) for keep in dict.fromkeys(keeps) for seed in mine]
+            settings += [Setting(method, keep, seed) for keep in different for seed in mine]
     return settings
 
 
@@ -134,11 +138,12 @@ class Subject:
 
     def ask(self, examples: Sequence[Example], inputs: Any, setting: Setting) -> list[Row]:
         """Return one row per question."""
-        replies, report, _ = self.generate(inputs, setting)
+        answered = self.generate(inputs, setting)
+        report = answered.report
         config = self.model.config.get_text_config()
         lengths = inputs["attention_mask"].sum(1).tolist()
         rows = []
-        for number, (example, reply, length) in enumerate(zip(examples, replies, lengths, strict=True)):
+        for number, (example, reply, length) in enumerate(zip(examples, answered.texts, lengths, strict=True)):
             images = [image for image in report.images if image.row == number]
             total = sum(image.selection.total + image.separators[1] for image in images)
             kept = sum(len(image.selection) + image.separators[0] for image in images)
@@ -151,6 +156,7 @@ class Subject:
                     "seed": setting.seed,
                     "id": example.id,
                     "task": example.task,
+                    "scenes": list(example.scenes),
                     "reply": reply,
                     "answers": list(example.answers),
                     "right": is_right(reply, example.answers) if example.answers else None,
@@ -170,24 +176,15 @@ class Subject:
         inputs = self.prepare([example])
         taken = []
         for setting in settings:
-            _, report, total = self.generate(inputs, setting)
-            taken.append(report.seconds | {"total": total})
+            answered = self.generate(inputs, setting)
+            taken.append(answered.report.seconds | {"total": answered.seconds})
         return taken
 
-    def generate(self, inputs: Any, setting: Setting) -> tuple[list[str], Report, float]:
+    def generate(self, inputs: Any, setting: Setting) -> Answered:
         """Return the replies, the session's report and the seconds it took."""
-        with torch.no_grad(), Session(self.model, setting.pruner(), setting.policy) as session:
-            self._wait()
-            began = time.perf_counter()
-            output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
-            self._wait()
-            total = time.perf_counter() - began
-        said = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [reply.strip() for reply in said], session.reports[-1], total
-
-    def _wait(self) -> None:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
+        return answer(
+            self.model, self.processor, inputs, setting.pruner(), setting.policy, max_new_tokens=self.max_new_tokens
+        )
 
 
 class Results:
@@ -196,16 +193,16 @@ class Results:
     Parameters
     ----------
     folder : Path
-        Made when it is not there. A run that was broken off in it is taken up again. As long as this object lives, it
-        is the only one for this folder.
+        Made when it is not there. An interrupted run in it is resumed. As long as this object lives, it is the only
+        one for this folder.
     configuration : dict
         What the run depends on, as JSON can hold it.
 
     Raises
     ------
     ValueError
-        If the folder holds a run of another configuration or other versions, a line of its results is damaged, or
-        another run writes to it.
+        If the folder holds a run of another configuration, other versions or another commit, a line of its results is
+        damaged, or another run writes to it.
     """
 
     def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
@@ -247,17 +244,18 @@ class Results:
             return mine
         try:
             there: dict[str, Any] = json.loads(path.read_text())
-            pairs = (
-                (there["configuration"], mine["configuration"]),
-                (there["environment"]["versions"], mine["environment"]["versions"]),
-            )
+            pairs = [
+                (run["configuration"], run["environment"]["versions"], {"commit": run["environment"]["commit"]})
+                for run in (there, mine)
+            ]
         except (json.JSONDecodeError, KeyError, TypeError):
             raise ValueError(f"{path} is damaged; choose another folder with --out") from None
-        for old, new in pairs:
-            changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+        for old, new in zip(*pairs, strict=True):
+            # As text, because 1 == 1.0 and [1] == (1,).
+            changed = sorted(name for name in {*old, *new} if json.dumps(old.get(name)) != json.dumps(new.get(name)))
             if changed:
                 raise ValueError(
-                    f"{self.folder} holds a run with another {', '.join(changed)}; choose another folder with --out"
+                    f"{self.folder} holds a run with other {', '.join(changed)}; choose another folder with --out"
                 )
         return there
 
@@ -296,12 +294,17 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _key(row: Row) -> tuple[Any, ...]:
-    return row["model"], row["method"], row["keep"], row["seed"], row["id"]
+    return row["model"], *setting_key(row), row["id"]
+
+
+def setting_key(row: Row) -> tuple[str, str, int | None]:
+    """Return the `Setting.key` of a row."""
+    return row["method"], budget(row["keep"]), row["seed"]
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """Return a digest of questions and answers, which tells whether a run goes on with the same ones."""
-    told = [[one.id, one.task, one.question, one.answers, len(one.images)] for one in examples]
+    """Return a digest of questions, answers and images, which tells whether a run goes on with the same ones."""
+    told = [[one.id, one.task, one.question, one.answers, one.scenes, one.versions] for one in examples]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
@@ -333,9 +336,20 @@ def evaluate(
         How many questions are timed.
     progress : callable
         Told how many rows there are more.
+
+    Raises
+    ------
+    ValueError
+        If `batch` is not positive, or a question cannot be asked; the message says which.
     """
     if batch < 1:
         raise ValueError(f"batch={batch} leaves no question; give at least 1")
+    for example in examples:
+        # Now rather than after an hour.
+        try:
+            check_question(subject.processor, example.question)
+        except ValueError as error:
+            raise ValueError(f"question {example.id}: {error}") from None
     warm = False
     for first in range(0, len(examples), batch):
         mine = examples[first : first + batch]

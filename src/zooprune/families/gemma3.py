@@ -9,8 +9,8 @@ from torch import nn
 
 from zooprune.families.base import Family
 from zooprune.families.tiling import pooled, square_tiles
+from zooprune.offloading import own_tensors
 from zooprune.projectors import NormedLinear
-from zooprune.sensitivity.copies import own_tensors
 from zooprune.signals import TowerSignal
 from zooprune.visuals import Encoded, Modality, Visual
 

@@ -7,11 +7,13 @@ and is out of training mode.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from zooprune.offloading import device_of, fetched, is_offloaded, weights_map
 
 Convert = Callable[[Tensor], Tensor]
 #: What only watches or comes after; pre-hooks stay, since some work out a weight.
@@ -39,30 +41,6 @@ def to_float32(value: Tensor) -> Tensor:
         except TypeError:
             value = value.dequantize()
     return value.float() if value.is_floating_point() else value
-
-
-def is_offloaded(module: nn.Module) -> bool:
-    """Return whether accelerate keeps weights of the module or of a part of it elsewhere between calls."""
-    return any(_weights_map(layer) is not None for layer in module.modules())
-
-
-def own_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield a layer's own parameters and buffers by name; those that accelerate has moved away from where they are."""
-    kept = _weights_map(layer)
-    for name, value in [*layer._parameters.items(), *layer._buffers.items()]:
-        if value is not None:
-            yield name, _fetched(kept, name, value)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Return where a module computes."""
-    for layer in module.modules():
-        for hook in _hooks(layer):
-            device = getattr(hook, "execution_device", None)
-            if device is not None and _weights_map(layer) is not None:
-                return torch.device(device)
-    tensors = [*module.parameters(), *module.buffers()]
-    return next((value.device for value in tensors if not value.is_meta), torch.device("cpu"))
 
 
 def copied(module: nn.Module, convert: Convert) -> nn.Module | None:
@@ -94,12 +72,12 @@ def _copied(module: nn.Module, convert: Convert, device: torch.device | None) ->
         for name in ("forward", "_old_forward", "_hf_hook"):
             del own[name]
     own.pop("_compiled_call_impl", None)
-    kept = _weights_map(module)
+    kept = weights_map(module)
 
     def taken(name: str, value: Tensor | None) -> Tensor | None:
         if value is None:
             return None
-        value = _fetched(kept, name, value)
+        value = fetched(kept, name, value)
         return convert(value if device is None else value.to(device))
 
     own["_parameters"] = {name: taken(name, value) for name, value in module._parameters.items()}
@@ -112,24 +90,3 @@ def _copied(module: nn.Module, convert: Convert, device: torch.device | None) ->
     copy: nn.Module = type(module).__new__(type(module))
     vars(copy).update(own)
     return copy
-
-
-def _hooks(layer: nn.Module) -> list[Any]:
-    hook = vars(layer).get("_hf_hook")
-    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
-
-
-def _weights_map(layer: nn.Module) -> Any:
-    maps = (getattr(hook, "weights_map", None) for hook in _hooks(layer))
-    return next((kept for kept in maps if kept is not None), None)
-
-
-def _fetched(kept: Any, name: str, value: Tensor) -> Tensor:
-    if kept is None:
-        return value
-    try:
-        fetched: Tensor = kept[name]
-    except KeyError:
-        # Buffers usually stay.
-        return value
-    return fetched

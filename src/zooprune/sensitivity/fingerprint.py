@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zooprune.sensitivity.copies import own_tensors
+from zooprune.offloading import own_tensors
 
 #: Words of 64 bits in a row, and rows in a block that a CPU reads twice from its cache.
 _WIDTH, _ROWS = 1024, 128

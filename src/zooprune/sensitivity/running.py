@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zooprune.offloading import device_of
 from zooprune.projectors import Projector
-from zooprune.sensitivity.copies import copied, device_of, to_float32
+from zooprune.sensitivity.copies import copied, to_float32
 from zooprune.sensitivity.weight_cache import cached
 
 #: Spacing of float32 next to one.

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zooprune.offloading import device_of, is_offloaded, own_tensors
 from zooprune.precision import exact_float32
 from zooprune.projectors import NormedMLP, Projector
-from zooprune.sensitivity.copies import copied, device_of, is_offloaded, is_plain, own_tensors, to_float32
+from zooprune.sensitivity.copies import copied, is_plain, to_float32
 from zooprune.sensitivity.running import Runner, alike, layer_runner, probe_rows, runner_of
 from zooprune.sensitivity.weight_cache import cached
 
