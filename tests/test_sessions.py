@@ -16,6 +16,7 @@ from conftest import IMAGE, Row, clip_llama, make_inputs
 from zoo_of_models import CASES
 from zooprune import ZooPrune, get_pruner, prune
 from zooprune.generation import session_of
+from zooprune.sensitivity import weight_cache
 
 GREEDY = {"max_new_tokens": 3, "do_sample": False}
 
@@ -250,3 +251,25 @@ def test_the_shadow_is_a_method_of_the_copy(llava):
     with prune(llava, ZooPrune(keep=7)):
         twin = copy.deepcopy(llava)
     assert isinstance(twin.generate, types.MethodType) and twin.generate.__self__ is twin
+
+
+# What is kept of a model
+
+
+def test_what_is_worked_out_is_given_back_with_the_last_session(llava):
+    inputs = make_inputs(Row(1, 6))
+
+    def kept():
+        mine = set(llava.modules())
+        return [module for module in weight_cache._kept if not mine.isdisjoint(module.modules())]
+
+    with prune(llava, ZooPrune(keep=7)):
+        llava.generate(**inputs, **GREEDY)
+        assert kept()
+    assert not kept()
+    with weight_cache.held(llava):
+        for _ in range(2):
+            with prune(llava, ZooPrune(keep=7)):
+                llava.generate(**inputs, **GREEDY)
+            assert kept()
+    assert not kept()

@@ -15,6 +15,7 @@ from zooprune.policy import Policy
 from zooprune.prompting import build_inputs, seen_images
 from zooprune.pruners import UNPRUNED, Pruner, get_pruner
 from zooprune.reports import ImageReport
+from zooprune.sensitivity.weight_cache import held
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,15 @@ def ask(
     """
     inputs = build_inputs(processor, [[image]], [question]).to(model.device, model.dtype)
     method, policy = (pruner.pruner(), pruner.policy) if isinstance(pruner, Plan) else (pruner, Policy())
-    # The first call pays for allocations that are none of the method's cost.
-    with Session(model, method, policy):
-        generate(model, processor, inputs, max_new_tokens=1)
-    return Comparison(
-        _answer(model, processor, inputs, get_pruner(UNPRUNED), policy, max_new_tokens),
-        _answer(model, processor, inputs, method, policy, max_new_tokens),
-        seen_images(processor, inputs["pixel_values"], [image])[0],
-    )
+    with held(model):
+        # The first call pays for allocations that are none of the method's cost.
+        with Session(model, method, policy):
+            generate(model, processor, inputs, max_new_tokens=1)
+        return Comparison(
+            _answer(model, processor, inputs, get_pruner(UNPRUNED), policy, max_new_tokens),
+            _answer(model, processor, inputs, method, policy, max_new_tokens),
+            seen_images(processor, inputs["pixel_values"], [image])[0],
+        )
 
 
 def _answer(model: Any, processor: Any, inputs: Any, pruner: Pruner, policy: Policy, max_new_tokens: int) -> Answer:

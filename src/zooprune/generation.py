@@ -31,6 +31,7 @@ from zooprune.prefill import check_signals, prefill, resolved
 from zooprune.profiling import Timings
 from zooprune.pruners import Pruner, get_pruner
 from zooprune.reports import Report
+from zooprune.sensitivity import weight_cache
 
 #: The first transformers whose models take encoded images (`mm_encoder_outputs`).
 OLDEST_TRANSFORMERS = "5.18.0"
@@ -85,7 +86,8 @@ def prune(
     Returns
     -------
     Session
-        A context manager; `close` does what leaving the block does.
+        A context manager; `close` does what leaving the block does. Keep it open for many calls: what ZOO-Prune works
+        out about the projector, once, is given back when the last session of a model closes.
 
     Raises
     ------
@@ -136,6 +138,8 @@ class Session:
         self._original: Callable[..., Tensor | ModelOutput] = getattr(model, "generate")  # noqa: B009
         self._shadow = _Shadow(self)
         vars(model)["generate"] = self._shadow
+        # What is worked out about the projector is given back with the last session.
+        weight_cache.hold(model)
         # The model holds the session; the list of sessions must not, or no model would ever be freed.
         _sessions[model] = weakref.ref(self)
 
@@ -158,6 +162,7 @@ class Session:
         if not self._open:
             return
         del _sessions[self.model]
+        weight_cache.release(self.model)
         # What somebody else has put over ours stays; ours passes calls on from now on.
         if vars(self.model).get("generate") is self._shadow:
             if self._beneath is None:

@@ -17,6 +17,7 @@ from zooprune.families import find_family
 from zooprune.generation import prune
 from zooprune.pruners import Pruner, ZooPrune
 from zooprune.reports import Report
+from zooprune.sensitivity.weight_cache import hold
 from zooprune.tokens import Budget, Selection, VisualTokens
 from zooprune.visuals import Encoded
 
@@ -66,6 +67,8 @@ def rows(
     known = shape_of(shape)
     model: Any = known.model(device=device)
     inputs = known.inputs(device=device)
+    # Every request opens a session of its own; what depends on the weights alone is worked out once all the same.
+    hold(model)
     found = []
     for budget in budgets or known.budgets:
         keep = Budget(budget).count(known.tokens)

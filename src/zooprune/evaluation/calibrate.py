@@ -31,6 +31,7 @@ from zooprune.evaluation.intervals import clusters
 from zooprune.evaluation.metrics import normalise
 from zooprune.evaluation.runner import Setting, Subject, fingerprint
 from zooprune.plan import Plan
+from zooprune.sensitivity.weight_cache import held
 
 #: Candidate shares of the visual tokens, from easy to hard.
 SHARES = (0.75, 0.5, 0.33, 0.25, 0.17, 0.11, 0.08, 0.055, 0.028)
@@ -209,7 +210,8 @@ def calibrate(
             progress(len(mine))
         return counts
 
-    candidates = search(chains, ask, len(examples), quality=quality, confidence=confidence, worth=each)
+    with held(subject.model):
+        candidates = search(chains, ask, len(examples), quality=quality, confidence=confidence, worth=each)
     certified = [candidate for candidate in candidates if not candidate.dropped]
     if not certified:
         best = candidates[0]

@@ -25,6 +25,7 @@ from zooprune.policy import Policy
 from zooprune.projectors import Sensitivity
 from zooprune.prompting import build_inputs, check_question
 from zooprune.pruners import UNPRUNED, Pruner, get_pruner
+from zooprune.sensitivity.weight_cache import held
 
 Row = dict[str, Any]
 
@@ -351,24 +352,25 @@ def evaluate(
         except ValueError as error:
             raise ValueError(f"question {example.id}: {error}") from None
     warm = False
-    for first in range(0, len(examples), batch):
-        mine = examples[first : first + batch]
-        still = [setting for setting in settings if results.missing(subject.name, setting, mine)]
-        if not still:
-            continue
-        seconds: dict[tuple[Any, ...], dict[str, float]] = {}
-        for example in mine[: max(0, timed - first)]:
-            if not warm:
-                subject.time(example, still)
-                warm = True
-            for setting, taken in zip(still, subject.time(example, still), strict=True):
-                seconds[(*setting.key, example.id)] = taken
-        inputs = subject.prepare(mine)
-        with remembering_encodings():
-            for setting in still:
-                rows = subject.ask(mine, inputs, setting)
-                for row in rows:
-                    row["seconds"] = seconds.get((*setting.key, row["id"]), {})
-                before = len(results.rows)
-                results.append(rows)
-                progress(len(results.rows) - before)
+    with held(subject.model):
+        for first in range(0, len(examples), batch):
+            mine = examples[first : first + batch]
+            still = [setting for setting in settings if results.missing(subject.name, setting, mine)]
+            if not still:
+                continue
+            seconds: dict[tuple[Any, ...], dict[str, float]] = {}
+            for example in mine[: max(0, timed - first)]:
+                if not warm:
+                    subject.time(example, still)
+                    warm = True
+                for setting, taken in zip(still, subject.time(example, still), strict=True):
+                    seconds[(*setting.key, example.id)] = taken
+            inputs = subject.prepare(mine)
+            with remembering_encodings():
+                for setting in still:
+                    rows = subject.ask(mine, inputs, setting)
+                    for row in rows:
+                        row["seconds"] = seconds.get((*setting.key, row["id"]), {})
+                    before = len(results.rows)
+                    results.append(rows)
+                    progress(len(results.rows) - before)

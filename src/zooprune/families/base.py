@@ -127,13 +127,13 @@ class Family(ABC):
             The signals in the tower's own order.
         """
         given = {name: inputs[name] for name in self.arguments(modality) if inputs.get(name) is not None}
-        layers = {f"layer {signal.layer}": signal.layer for signal in signals}
-        attentions = {name: self.attentions(model)[self.layer(model, number)] for name, number in layers.items()}
+        layers = {signal.name: self.layer(model, signal.layer) for signal in signals}
+        attentions = {f"layer {number}": self.attentions(model)[number] for number in layers.values()}
         with reading(model, modules, attentions=attentions, methods=methods, change=change) as seen:
             features = getattr(model.model, f"get_{modality}_features")
             output = run(model, lambda: features(**given, return_dict=True), seen)
         class_token = bool(signals) and self.class_token(model)
-        patches = {s.name: s.patches(seen[f"layer {s.layer}"], class_token=class_token) for s in signals}
+        patches = {s.name: s.patches(seen[f"layer {layers[s.name]}"], class_token=class_token) for s in signals}
         return output, seen, patches
 
     def attentions(self, model: Any) -> list[nn.Module]:
@@ -157,6 +157,8 @@ class Family(ABC):
             # As for `hidden_states`, of which the first is what the first layer reads.
             read = getattr(model.config, "vision_feature_layer", None)
             read = -1 if read is None else read[-1] if isinstance(read, Sequence) else read
+            if read == 0:
+                raise ValueError(f"the projector of {type(model).__name__} reads no layer of its tower; name one")
             number = read if read < 0 else read - 1
         if not -total <= number < total:
             raise ValueError(f"{type(model).__name__} has no layer {number}; its tower has {total}")

@@ -87,6 +87,16 @@ def release(model: nn.Module) -> None:
         forget(model)
 
 
+@contextmanager
+def held(model: nn.Module) -> Iterator[None]:
+    """Keep what is worked out about a model for the whole block, however many sessions open and close in it."""
+    hold(model)
+    try:
+        yield
+    finally:
+        release(model)
+
+
 def forget(model: nn.Module) -> None:
     """Give back all memory kept for a module, for parts of it, and for modules made of its parts.
 
