@@ -2,7 +2,7 @@
 
     python benchmarks/limits.py [--balance 200] [--text 55]
 
-Arithmetic, nothing is measured: `zooprune.profiling.largest_saving` says what is assumed. The balance is how many
+Arithmetic, nothing is measured: `zooprune.costs.largest_saving` says what is assumed. The balance is how many
 floating-point operations the machine does while it moves one byte.
 """
 

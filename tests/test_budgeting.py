@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from zooprune.budgeting import spend
+from zooprune.budgeting import budgets, deal, spend
 from zooprune.policy import Policy
 from zooprune.pruners import Pruner
 from zooprune.selection import greedy_diverse
-from zooprune.tokens import VisualTokens
+from zooprune.tokens import Selection, VisualTokens
 from zooprune.visuals import Visual
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "zoo_next_frames.npz")
@@ -71,3 +71,146 @@ def test_a_tile_smaller_than_its_share_leaves_the_rest_to_others():
     visual, pruner = image(number, keep=budget)
     _, kept = spend(pruner, visual, Policy(scope="tile", newlines="drop"))
     assert len(GOLDEN[f"case{number}_kept_unique_sorted"]) < int(kept.sum()) == budget
+
+
+# Tiles joined into one selection
+
+
+@dataclass(frozen=True)
+class Pairing(Pruner):
+    """Keeps the highest features of the first column, and lets every other token join the kept one before it."""
+
+    name: ClassVar[str] = "pairing"
+    source: ClassVar[str] = "test"
+    merges: bool = True
+
+    def score(self, tokens):
+        return tokens.features[:, 0]
+
+    def choose(self, scores, tokens, keep):
+        index = scores.argsort(descending=True)[:keep].sort().values
+        into = torch.searchsorted(index, torch.arange(len(tokens)), right=True) - 1
+        merged = tokens.embeddings[index] * 10 if self.merges else None
+        return Selection(index, len(tokens), merged=merged, into=into)
+
+
+def tiled(sizes, seed=0):
+    """Return an image whose tiles' tokens are mixed with each other."""
+    generator = torch.Generator().manual_seed(seed)
+    tile = torch.cat([torch.full((size,), number) for number, size in enumerate(sizes)])
+    tile = tile[torch.randperm(len(tile), generator=generator)]
+    nothing = torch.zeros_like(tile)
+    positions = torch.stack([nothing, tile, nothing, torch.arange(len(tile))], dim=-1)
+    features = torch.rand(len(tile), 3, generator=generator)
+    embeddings = torch.rand(len(tile), 4, generator=generator)
+    return Visual.plain(VisualTokens(features, embeddings, lambda x: x, positions))
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (3, 5, 2), (6, 1), (5,)])
+@pytest.mark.parametrize("keep", [2, 4, 5])
+@pytest.mark.parametrize("merges", [True, False])
+def test_what_tiles_say_of_their_tokens_is_said_of_the_image(sizes, keep, merges):
+    visual, pruner = tiled(sizes, seed=keep), Pairing(keep=keep, merges=merges)
+    selection, kept = spend(pruner, visual, Policy(scope="tile"))
+    tile = visual.tokens.positions[:, 1]
+    assert selection.index.tolist() == kept.nonzero()[:, 0].tolist() and len(selection) == keep
+    shares = deal(keep, list(sizes))
+    for number, share in enumerate(shares):
+        mine = (tile == number).nonzero()[:, 0]
+        places = selection.index.tolist()
+        if not share:
+            assert not selection.scores[mine].any() and bool((selection.into[mine] == -1).all())
+            continue
+        alone = pruner.select(visual.tokens[mine], share)
+        assert torch.equal(selection.scores[mine], visual.tokens.features[mine, 0])
+        for token, into in zip(mine.tolist(), alone.into.tolist(), strict=True):
+            owner = -1 if into < 0 else int(mine[alone.index[into]])
+            assert selection.into[token] == (-1 if owner < 0 else places.index(owner))
+        if merges:
+            at = [places.index(int(token)) for token in mine[alone.index]]
+            assert torch.equal(selection.merged[at], alone.merged)
+    assert (selection.merged is None) == (not merges)
+
+
+@pytest.mark.parametrize(
+    ("keep", "slots", "scope", "stay"),
+    [
+        (4, [6, 3], "image", [4, 3]),
+        (4, [6, 3], "tile", [4, 3]),
+        (4, [6, 3], "prompt", [4]),
+        (0.5, [6, 3], "image", [3, 2]),
+        (0.5, [6, 3], "prompt", [5]),
+        (20, [6, 3], "prompt", [9]),
+        (4, [], "prompt", []),
+        (4, [], "image", []),
+    ],
+)
+def test_how_many_stay_is_known_from_the_slots_alone(keep, slots, scope, stay):
+    assert budgets(keep, slots, scope) == stay
+
+
+@dataclass(frozen=True)
+class Wrong(Pruner):
+    """Keeps one token fewer, or chooses among one more."""
+
+    name: ClassVar[str] = "wrong"
+    source: ClassVar[str] = "test"
+    fewer: int = 0
+    more: int = 0
+
+    def select(self, tokens, keep):
+        return Selection(torch.arange(keep - self.fewer), len(tokens) + self.more)
+
+
+@pytest.mark.parametrize("scope", ["image", "tile", "prompt"])
+def test_methods_that_do_something_else_are_found_out(scope):
+    visual = tiled((6,))
+    with pytest.raises(ValueError, match="kept 2 tokens"):
+        spend(Wrong(keep=3, fewer=1), visual, Policy(scope=scope))
+    if scope != "tile":
+        with pytest.raises(ValueError, match="selected among 7 tokens of 6"):
+            spend(Wrong(keep=3, more=1), visual, Policy(scope=scope))
+
+
+@dataclass(frozen=True)
+class Few(Pruner):
+    """Keeps two tokens whatever it is asked for, and says so."""
+
+    name: ClassVar[str] = "few"
+    source: ClassVar[str] = "test"
+    exact: ClassVar[bool] = False
+
+    def select(self, tokens, keep):
+        return Selection(torch.arange(2), len(tokens))
+
+
+def test_separators_fill_up_an_exact_budget_and_no_other():
+    tokens = tiled((4,)).tokens
+    visual = Visual(tokens, 6, torch.tensor([0, 1, 3, 4]), torch.tensor([2, 2, 5, 5]))
+    _, kept = spend(Few(keep=5), visual, Policy())
+    assert kept.tolist() == [True, True, False, False, False, False]
+    _, kept = spend(Given(keep=5), visual, Policy())
+    assert kept.tolist() == [True, True, True, True, True, False]
+
+
+@dataclass(frozen=True)
+class Counting(Pruner):
+    """Counts how often it scores."""
+
+    name: ClassVar[str] = "counting"
+    source: ClassVar[str] = "test"
+    calls: ClassVar[list[int]] = []
+
+    def score(self, tokens):
+        self.calls.append(len(tokens))
+        return tokens.features[:, 0]
+
+
+@pytest.mark.parametrize(("scope", "calls"), [("image", [10]), ("tile", [5, 5])])
+def test_tokens_are_scored_once_however_often_rows_are_tried(scope, calls):
+    tokens = tiled((5, 5)).tokens
+    places = torch.arange(10) + torch.arange(10) // 2
+    visual = Visual(tokens, 15, places, places // 3 * 3 + 2)
+    Counting.calls.clear()
+    _, kept = spend(Counting(keep=7), visual, Policy(scope=scope, newlines="rows"))
+    assert int(kept.sum()) == 7 and Counting.calls == calls

@@ -257,7 +257,10 @@ def test_loading_draws_no_random_numbers(bundled):
 
 def test_the_readme_example_runs(capsys):
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
+    example, chat = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
     answer, selection = capsys.readouterr().out.split("\n", 1)
     assert answer == demo_scene()[2] and selection.startswith("Selection(")
+    exec(compile(chat, "README.md", "exec"), names)
+    assert names["second"].shape[1] > names["ids"].shape[1] > names["first"].sequences.shape[1]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from torch import nn
 
 from conftest import clip_llama, make_processor
 from test_evaluation_runner import make_examples, make_subject
@@ -142,7 +143,7 @@ class Replying:
     name = "made-up"
 
     def __init__(self, replies: dict, right: str) -> None:
-        self.replies, self.right = replies, right
+        self.replies, self.right, self.model = replies, right, nn.Module()
 
     def prepare(self, examples):
         return None

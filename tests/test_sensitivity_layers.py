@@ -211,7 +211,8 @@ def test_a_hook_that_changes_the_output_is_not_overlooked(dtype):
     scores, notes = scored(projector, x)
     assert "closed_form" not in notes
     real = expected(lambda row: projector(row.to(dtype)).float(), x)
-    torch.testing.assert_close(scores, real, rtol=1e-2, atol=0)
+    # Sampled along 64 directions; without the hook, scores are less than half of it.
+    torch.testing.assert_close(scores, real, rtol=3e-2, atol=0)
 
 
 def test_a_norm_of_another_form_is_not_taken_for_one_that_is_known():

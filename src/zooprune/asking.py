@@ -28,7 +28,7 @@ class Answer:
     visual_tokens, prompt_tokens : int
         What the language model read.
     prefill_flops, kv_cache_bytes : int
-        Of the whole prompt; see `zooprune.profiling`.
+        Of the whole prompt; see `zooprune.costs`.
     seconds : dict of str to float
         Per stage: encode, score, select, prefill, decode.
     images : tuple of ImageReport

@@ -125,7 +125,8 @@ def _is_float32(module: nn.Module) -> bool:
         weights = [value for value in layer._parameters.values() if value is not None]
         floating = [value for value in layer._buffers.values() if value is not None and value.is_floating_point()]
         for value in [*weights, *floating]:
-            if type(value) not in (Tensor, nn.Parameter) or value.dtype != torch.float32 or value.is_meta:
+            # Quantised weights are tensors of other tensors, and say that they are of float32 all the same.
+            if hasattr(value, "__tensor_flatten__") or value.dtype != torch.float32 or value.is_meta:
                 return False
     return True
 
