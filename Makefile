@@ -22,7 +22,7 @@ MUTATE_LIMIT ?= 3000
 help:
 	@echo "make demo    install, then ask the bundled model a question with 64 of 576 visual tokens"
 	@echo "make test    install, then run all tests"
-	@echo "make test-extras  install torchvision and triton in a folder of their own, then run the tests that need them"
+	@echo "make test-extras  install torchvision, triton, torchao and bitsandbytes in a folder of their own, then run the tests that need them"
 	@echo "make test-harness  install beside lmms-eval, in an environment of its own, then run the tests that need it"
 	@echo "make bench   install, then measure scoring, picking, whole requests and memory (SHAPES=small DEVICE=cpu)"
 	@echo "make lint    install, then check style, types and which part imports which"
@@ -49,17 +49,17 @@ test test-extras test-harness mutants: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/installed
 	$(BIN)/pytest
 
-# With torchvision in it, transformers takes other processors; without it must work too. So both stand beside the
-# environment. The wheel of torchvision may be built for CUDA: tests/torchvision_on_cpu.py lets it be imported.
+# With torchvision in it, transformers takes other processors; without it must work too. So it stands beside the
+# environment, and so do triton and the two that quantise, which print when they are imported on some machines. The wheel of torchvision may be built for CUDA: tests/torchvision_on_cpu.py lets it be imported.
 $(EXTRAS)/installed: Makefile $(VENV)/installed
 	@echo "filling $(EXTRAS)"
 	@rm -rf $(EXTRAS)
-	@$(PIP) --no-deps --target $(EXTRAS) torchvision==0.28.0 "triton==3.7.1; sys_platform == 'linux'"
+	@$(PIP) --no-deps --target $(EXTRAS) torchvision==0.28.0 "triton==3.7.1; sys_platform == 'linux'" torchao bitsandbytes
 	@touch $@
 
 test-extras: $(EXTRAS)/installed
 	PYTHONPATH=$(CURDIR)/$(EXTRAS):$(CURDIR)/tests $(BIN)/pytest -p torchvision_on_cpu \
-	  tests/test_processors.py tests/test_kernels_greedy.py
+	  tests/test_processors.py tests/test_kernels_greedy.py tests/test_sensitivity_layers.py tests/test_practice.py
 
 # lmms-eval pins and pulls much that nothing here needs, so it gets an environment of its own.
 $(HARNESS)/installed: pyproject.toml constraints.txt recipes/lmms-eval-requirements.txt

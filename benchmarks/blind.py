@@ -28,7 +28,7 @@ BATCH = 45
 GREY = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
 
 
-def ask(model, processor, items: list[Item], images: str) -> list[str]:
+def replies(model, processor, items: list[Item], images: str) -> list[str]:
     """Return the replies; `images` is "shown", "blank" or "removed"."""
     shown = [
         [] if images == "removed" else [scene_image(scene) if images == "shown" else GREY for scene in item.scenes]
@@ -51,7 +51,7 @@ def main() -> None:
         right: Counter[str] = Counter()
         for first in track(range(0, len(items), BATCH), images, console=Console(stderr=True)):
             batch = items[first : first + BATCH]
-            for item, reply in zip(batch, ask(model, processor, batch, images), strict=True):
+            for item, reply in zip(batch, replies(model, processor, batch, images), strict=True):
                 right[item.task] += is_right(reply, [item.answer])
         asked = Counter(item.task for item in items)
         shares = {task: 100 * right[task] / asked[task] for task in KINDS if asked[task]}

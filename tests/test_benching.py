@@ -9,7 +9,7 @@ import torch
 
 from test_cli import command  # noqa: F401
 from zooprune import ZooPrune, prune, sensitivity
-from zooprune.benching import QUESTIONS, ask, end_to_end, measuring, paper, shapes
+from zooprune.benching import QUESTIONS, end_to_end, measure, measuring, paper, shapes
 from zooprune.benching.table import table
 from zooprune.cli import Console
 from zooprune.selection import greedy_diverse
@@ -33,7 +33,7 @@ def tiny(monkeypatch):
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_rows_are_whole_and_fit_a_terminal(question):
-    rows = ask(question, "tiny", repeats=2, device="cpu")
+    rows = measure(question, "tiny", repeats=2, device="cpu")
     json.dumps(rows)
     for row in rows:
         assert row["environment"]["versions"]["torch"] and row["environment"]["cores"]
@@ -88,7 +88,7 @@ def test_the_limit_is_the_request_whose_first_tokens_are_kept(name):
 
 def test_rounds_are_paired_and_the_first_provider_is_the_measure():
     ran = []
-    rows = measuring.compare(
+    rows = measuring.time_in_turn(
         {"a": lambda: ran.append("a"), "b": lambda: ran.append("b")}, repeats=3, flops={"a": 1, "b": 1}
     )
     assert ran[-6:] == ["a", "b"] * 3

@@ -148,7 +148,7 @@ class Replying:
     def prepare(self, examples):
         return None
 
-    def ask(self, examples, inputs, setting):
+    def reply(self, examples, inputs, setting):
         said = [self.replies[(setting.method, setting.keep)](int(example.id)) for example in examples]
         return [
             {"reply": reply, "right": reply == self.right if example.answers else None}

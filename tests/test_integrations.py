@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from zooprune import ZooPrune, get_pruner, prune
-from zooprune.answering import Answerer, _cut
+from zooprune.answering import Answerer, _before_stop
 from zooprune.bundled.benchmark import load_benchmark, scene_image
 from zooprune.prompting import build_inputs
 
@@ -79,7 +79,7 @@ def test_several_images_and_none_share_a_batch(items):
     [("a b c", ("c", "b"), "a "), ("a b", ("x",), "a b"), ("a", (), "a"), ("\n\nb", ("\n\n",), "")],
 )
 def test_a_reply_ends_before_the_first_stop(text, until, expected):
-    assert _cut(text, until) == expected
+    assert _before_stop(text, until) == expected
 
 
 def test_stops_apply_to_replies(items):

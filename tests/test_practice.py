@@ -7,7 +7,6 @@ import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from zoo_of_models import CASES
 from zooprune import ZooPrune, get_pruner, prune, sensitivity
@@ -145,11 +144,12 @@ def test_calls_through_peft_are_pruned():
 @pytest.mark.parametrize("name", ["llava", "internvl", "qwen2_5_vl", "gemma3"])
 def test_weights_in_eight_bits(name):
     """Weights of torchao are dequantised, so that the scores are exactly those of the rounded weights."""
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed: make test-extras")
     case = CASES[name]
     model = case.model()
     inputs = case.make(model, [[0]])
     _, before, _ = kept(model, inputs, ZooPrune(keep=3))
-    quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda module, _: isinstance(module, nn.Linear))
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig(), filter_fn=lambda module, _: isinstance(module, nn.Linear))
     _, after, notes = kept(model, inputs, ZooPrune(keep=3))
     assert rank_correlation(after[0].scores, before[0].scores) > 0.9
     assert name == "gemma3" or notes

@@ -231,13 +231,13 @@ def test_a_norm_of_another_form_is_not_taken_for_one_that_is_known():
 
 
 def torchao_int8(projector: nn.Module) -> nn.Module:
-    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed: make test-extras")
     quantization.quantize_(projector, quantization.Int8WeightOnlyConfig())
     return projector
 
 
 def torchao_int8_activations(projector: nn.Module) -> nn.Module:
-    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed: make test-extras")
     quantization.quantize_(projector, quantization.Int8DynamicActivationInt8WeightConfig())
     return projector
 
@@ -250,7 +250,7 @@ def torch_int8(projector: nn.Module) -> nn.Module:
 
 
 def bitsandbytes_(projector: nn.Module, kind: str, **options: object) -> nn.Module:
-    layers = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed").nn
+    layers = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: make test-extras").nn
     for name in ("first", "second"):
         layer = getattr(projector, name)
         packed = getattr(layers, kind)(layer.in_features, layer.out_features, **options)

@@ -197,7 +197,7 @@ class Answerer:
         if self._session is not None:
             self._session.reports.clear()
         texts, new = generate(self.model, self.processor, inputs, **{"max_new_tokens": MAX_NEW_TOKENS} | options)
-        texts = tuple(_cut(text, until).strip() for text in texts)
+        texts = tuple(_before_stop(text, until).strip() for text in texts)
         lengths = tuple((new != self.processor.tokenizer.pad_token_id).sum(1).tolist())
         reports = [] if self._session is None else self._session.reports
         return Replies(texts, lengths, sum(report.total for report in reports), sum(report.kept for report in reports))
@@ -214,5 +214,5 @@ def _pruner(method: str, keep: int | float | None, options: Mapping[str, Any]) -
     return get_pruner(method, keep=keep, **options)
 
 
-def _cut(text: str, until: Sequence[str]) -> str:
+def _before_stop(text: str, until: Sequence[str]) -> str:
     return text[: min([len(text), *(text.find(stop) for stop in until if stop in text)])]

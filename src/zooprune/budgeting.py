@@ -100,7 +100,7 @@ def _by_tile(pruner: Pruner, tokens: VisualTokens) -> Select:
 
     def select(keep: int) -> Selection:
         chosen = []
-        for number, share in enumerate(deal(keep, [len(mine) for mine in members])):
+        for number, share in enumerate(deal(keep, [len(tile_tokens) for tile_tokens in members])):
             if share:
                 if number not in selectors:
                     selectors[number] = pruner.selector(tokens[members[number]])
@@ -112,23 +112,23 @@ def _by_tile(pruner: Pruner, tokens: VisualTokens) -> Select:
 
 def _together(chosen: Sequence[tuple[Tensor, Selection]], tokens: VisualTokens) -> Selection:
     """Return what was chosen among groups of tokens, given with the places of each group, as one selection."""
-    unsorted = torch.cat([mine[selection.index.cpu()] for mine, selection in chosen])
+    unsorted = torch.cat([places[selection.index.cpu()] for places, selection in chosen])
     index, order = unsorted.sort()
     # Where each kept token, numbered group by group, stands among all.
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
     total, first = len(tokens), 0
     scores, into, merged = None, None, None
-    for mine, selection in chosen:
+    for places, selection in chosen:
         if selection.scores is not None:
             if scores is None:
                 scores = torch.zeros(total, dtype=torch.float32, device=selection.scores.device)
-            scores[mine] = selection.scores
+            scores[places] = selection.scores
         if selection.into is not None:
             if into is None:
                 into = torch.full((total,), -1)
             held = selection.into.cpu()
-            into[mine] = torch.where(held < 0, held, rank[first + held.clamp_min(0)])
+            into[places] = torch.where(held < 0, held, rank[first + held.clamp_min(0)])
         if selection.merged is not None:
             if merged is None:
                 merged = tokens.embeddings[index]

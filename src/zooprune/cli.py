@@ -300,7 +300,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Measure what choosing tokens costs and saves on this machine."""
-    from zooprune.benching import QUESTIONS, ask
+    from zooprune.benching import QUESTIONS, measure
 
     if question is not None and question not in QUESTIONS:
         raise ValueError(f"no question {question!r}; choose one of {', '.join(QUESTIONS)}")
@@ -314,7 +314,7 @@ def bench(
     found = {}
     for name in QUESTIONS if question is None else (question,):
         with _waiting(f"measuring {name}", quiet=as_json):
-            found[name] = ask(name, shape, repeats=repeats, device=str(where))
+            found[name] = measure(name, shape, repeats=repeats, device=str(where))
         if not as_json:
             _out.print(table(found[name], f"{name}, {shape}: {QUESTIONS[name]}"))
     if as_json:

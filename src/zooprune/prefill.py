@@ -111,7 +111,7 @@ def prefill(
             everywhere = torch.cat(kept)
             stays[slots[modality]] = everywhere
             per_prompt = (stays & slots[modality]).sum(1)[slots[modality].any(1)].tolist()
-            outputs[family.placeholder(modality)] = encoded.cut(everywhere, per_prompt, merged)
+            outputs[family.placeholder(modality)] = encoded.keep(everywhere, per_prompt, merged)
         axes = family.axes(model, inputs, mask)
     positions = resolved(policy, family)
     # Padding is masked, so any id serves where the model names none.
@@ -191,7 +191,7 @@ def _groups(modality: Modality, visuals: Sequence[Visual], slots: Tensor, policy
         )
     groups: list[tuple[int, list[Visual]]] = []
     row = 0
-    finite = [all_finite(one.tokens.embeddings) & all_finite(one.tokens.features) for one in visuals]
+    finite = [all_finite(visual.tokens.embeddings) & all_finite(visual.tokens.features) for visual in visuals]
     for number, (visual, sound) in enumerate(zip(visuals, torch.stack(finite).tolist(), strict=True)):
         if not sound:
             raise ValueError(

@@ -79,4 +79,4 @@ def seen_images(processor: Any, pixels: Tensor, images: Sequence[Image.Image]) -
     mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
     colours = pixels.float().cpu() * std.view(3, 1, 1) + mean.view(3, 1, 1)
     bytes_ = (colours * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(one) for one in bytes_]
+    return [Image.fromarray(pixels_of_one) for pixels_of_one in bytes_]

@@ -59,7 +59,7 @@ class Encoded:
     visuals: list[Visual]
     output: Any
 
-    def cut(self, kept: Tensor, prompts: list[int], merged: Mapping[int, Merged] | None = None) -> ModelOutput:
+    def keep(self, kept: Tensor, prompts: list[int], merged: Mapping[int, Merged] | None = None) -> ModelOutput:
         """Return the encoder's output with some rows left out, in the containers that the model expects.
 
         Parameters
@@ -73,10 +73,10 @@ class Encoded:
             mean of those that the same token holds.
         """
         deeper = getattr(self.output, "deepstack_features", None)
-        fields = {"pooler_output": _cut_rows(self.output.pooler_output, kept, prompts, merged or {}, deep=False)}
+        fields = {"pooler_output": _rows_that_stay(self.output.pooler_output, kept, prompts, merged or {}, deep=False)}
         if deeper is not None:
             fields["deepstack_features"] = [
-                _cut_rows(layer, kept, prompts, merged or {}, deep=True) for layer in deeper
+                _rows_that_stay(layer, kept, prompts, merged or {}, deep=True) for layer in deeper
             ]
         return type(self.output)(**fields)
 
@@ -97,22 +97,22 @@ class Merged:
     selection: Selection
 
 
-def _cut_rows(rows: Any, kept: Tensor, prompts: list[int], merged: Mapping[int, Merged], *, deep: bool) -> Any:
+def _rows_that_stay(rows: Any, kept: Tensor, prompts: list[int], merged: Mapping[int, Merged], *, deep: bool) -> Any:
     if bool(kept.all()) and not merged:
         return rows
-    flat = [one.flatten(0, -2) for one in rows]
-    lengths = [len(one) for one in flat]
+    flat = [part.flatten(0, -2) for part in rows]
+    lengths = [len(part) for part in flat]
     whole = torch.cat(flat)
     if merged:
         whole = whole.clone()
-        for start, one in merged.items():
-            places = (start + one.places).to(whole.device)
-            chosen = one.selection
+        for start, image in merged.items():
+            places = (start + image.places).to(whole.device)
+            chosen = image.selection
             new = _means(whole[places], chosen) if deep else chosen.merged
             assert new is not None
             whole[places[chosen.index.to(places.device)]] = new.to(whole.dtype)
     if not isinstance(rows, Tensor):
-        return [one[mine] for one, mine in zip(whole.split(lengths), kept.split(lengths), strict=True)]
+        return [part[stays] for part, stays in zip(whole.split(lengths), kept.split(lengths), strict=True)]
     # These models read one tensor; prompts that keep different numbers of rows share its first place.
     places_first = len(prompts) if len(set(prompts)) == 1 else 1
     return whole[kept].unflatten(0, (places_first, -1))
@@ -134,10 +134,10 @@ def joined(group: list[VisualTokens], axis: int) -> VisualTokens:
         return group[0]
     positions, used = [], 0
     for tokens in group:
-        mine = tokens.positions.clone()
-        mine[:, axis] += used
-        used = int(mine[:, axis].max()) + 1
-        positions.append(mine)
+        numbered = tokens.positions.clone()
+        numbered[:, axis] += used
+        used = int(numbered[:, axis].max()) + 1
+        positions.append(numbered)
     return VisualTokens(
         torch.cat([tokens.features for tokens in group]),
         torch.cat([tokens.embeddings for tokens in group]),

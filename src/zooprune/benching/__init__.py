@@ -13,7 +13,7 @@ QUESTIONS = {
 }
 
 
-def ask(question: str, shape: str, *, repeats: int, device: str) -> list[dict[str, Any]]:
+def measure(question: str, shape: str, *, repeats: int, device: str) -> list[dict[str, Any]]:
     """Measure one question at one shape; the rows are described where they are made.
 
     Parameters

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from zooprune.benching.measuring import compare
+from zooprune.benching.measuring import time_in_turn
 from zooprune.benching.paper import AsPublished
 from zooprune.benching.shapes import shape_of
 from zooprune.costs import generation_flops
@@ -61,7 +61,7 @@ def rows(
     Returns
     -------
     list of dict
-        The rows of `compare`, whose operations are those of the language model, with `stages`: the seconds of each
+        The rows of `time_in_turn`, whose operations are those of the language model, with `stages`: the seconds of each
         stage in one more request with pruning.
     """
     known = shape_of(shape)
@@ -88,7 +88,7 @@ def rows(
             # The first of them works out what depends on the weights alone.
             *_, stages = (pruned(model, inputs, pruners["zooprune"], options).seconds for _ in range(2))
             with torch.no_grad():
-                found += compare(
+                found += time_in_turn(
                     providers, repeats=repeats, device=device, flops=flops, shape=shape, budget=budget, keep=keep,
                     tokens=known.tokens, new_tokens=count, stages=stages,
                 )  # fmt: skip
@@ -124,7 +124,7 @@ def without_choosing(model: Any, inputs: dict[str, Any], prepared: dict[str, Any
             output = model.model.get_image_features(**pixels, return_dict=True)
             everything = sum(len(rows.flatten(0, -2)) for rows in output.pooler_output)
             stays = torch.arange(everything) < kept
-            cut = Encoded([], output).cut(stays, [kept])
+            cut = Encoded([], output).keep(stays, [kept])
             return model.generate(**prompt, mm_encoder_outputs={"image": cut}, **options)
 
     return request

@@ -20,7 +20,7 @@ Providers = Mapping[str, Callable[[], object]]
 _LONG = 10.0
 
 
-def compare(
+def time_in_turn(
     providers: Providers,
     *,
     repeats: int = 5,

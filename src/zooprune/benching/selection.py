@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from zooprune.benching.measuring import compare
+from zooprune.benching.measuring import time_in_turn
 from zooprune.benching.paper import plain_loop
 from zooprune.selection import greedy_diverse
 from zooprune.selection.greedy import _step_by_step, rescale
@@ -48,6 +48,6 @@ def rows(
         "as published": 2 * batch * tokens * tokens * width,
         "one product per step": 2 * batch * keep * tokens * width,
     }
-    return compare(
+    return time_in_turn(
         providers, repeats=repeats, device=device, flops=flops, tokens=tokens, keep=keep, width=width, batch=batch
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zooprune import sensitivity
-from zooprune.benching.measuring import compare
+from zooprune.benching.measuring import time_in_turn
 from zooprune.benching.paper import finite_differences
 from zooprune.benching.shapes import shape_of
 from zooprune.projectors import NormedMLP
@@ -40,7 +40,7 @@ def rows(
     Returns
     -------
     list of dict
-        The rows of `compare`, with the `rank_correlation` of the scores with those of the closed form, whole and in
+        The rows of `time_in_turn`, with the `rank_correlation` of the scores with those of the closed form, whole in
         float32; `auto`, how the cheapest closed form is worked out, and `auto_on_probes`, what it reached when it was
         made.
     """
@@ -57,7 +57,7 @@ def rows(
         estimators = _closed_forms(whole, half, features)
         if sampled and place == 0:
             estimators = _sampled(whole, half, features) | estimators
-        mine = compare(
+        mine = time_in_turn(
             {name: _keeping(scores, name, score) for name, score in estimators.items()},
             repeats=repeats, device=device, shape=shape, tokens=count, auto=form.name, auto_on_probes=form.correlation,
         )  # fmt: skip

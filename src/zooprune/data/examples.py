@@ -165,7 +165,7 @@ def load_examples(
             else f"{source} brings its own questions; leave out --question"
         )
     found = _image_folder(path, str(question)) if images_only else _examples(_rows(str(source), path))
-    examples = list(islice((one for one in found if tasks is None or one.task in tasks), limit))
+    examples = list(islice((example for example in found if tasks is None or example.task in tasks), limit))
     if not examples:
         raise ValueError(f"{source} holds no question" + (f" of the tasks {', '.join(tasks)}" if tasks else ""))
     return examples
@@ -378,10 +378,10 @@ def _example(row: _Row, seen: _Seen) -> Example:
     question = values.get("question")
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"{where}: no question; give it as text")
-    one, several = values.get("image"), values.get("images")
-    if (one is None) == (several is None):
+    single, several = values.get("image"), values.get("images")
+    if (single is None) == (several is None):
         raise ValueError(f"{where}: give either image or images")
-    column, shown = ("image", [one]) if several is None else ("images", several)
+    column, shown = ("image", [single]) if several is None else ("images", several)
     if not isinstance(shown, Sequence) or isinstance(shown, (str, bytes)) or not shown:
         raise ValueError(f"{where}: images must be a list of at least one image")
     pictures = [_image(each, row, column, place) for place, each in enumerate(shown)]

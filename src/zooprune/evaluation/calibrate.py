@@ -199,19 +199,19 @@ def calibrate(
     chains = [[Setting(method, keep) for keep in sorted(set(keeps), reverse=True)] for method in methods]
     measure: Measure = "right answers kept" if all(example.answers for example in examples) else "agreement"
 
-    def ask(settings: Sequence[Setting], first: int, last: int) -> list[tuple[int, int]]:
+    def count(settings: Sequence[Setting], first: int, last: int) -> list[tuple[int, int]]:
         counts = [(0, 0)] * len(settings)
         for start in range(first, last, batch):
-            mine = examples[start : min(start + batch, last)]
+            asked = examples[start : min(start + batch, last)]
             counts = [
                 (old[0] + new[0], old[1] + new[1])
-                for old, new in zip(counts, _compared(subject, mine, settings, measure), strict=True)
+                for old, new in zip(counts, _compared(subject, asked, settings, measure), strict=True)
             ]
-            progress(len(mine))
+            progress(len(asked))
         return counts
 
     with held(subject.model):
-        candidates = search(chains, ask, len(examples), quality=quality, confidence=confidence, worth=each)
+        candidates = search(chains, count, len(examples), quality=quality, confidence=confidence, worth=each)
     certified = [candidate for candidate in candidates if not candidate.dropped]
     if not certified:
         best = candidates[0]
@@ -250,9 +250,9 @@ def _compared(
     inputs = subject.prepare(examples)
     counts = []
     with remembering_encodings():
-        full = subject.ask(examples, inputs, Setting())
+        full = subject.reply(examples, inputs, Setting())
         for setting in settings:
-            pairs = list(zip(full, subject.ask(examples, inputs, setting), strict=True))
+            pairs = list(zip(full, subject.reply(examples, inputs, setting), strict=True))
             if measure == "agreement":
                 good = [normalise(before["reply"]) == normalise(after["reply"]) for before, after in pairs]
             else:

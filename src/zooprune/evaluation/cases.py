@@ -65,19 +65,19 @@ def worst_cases(rows: Iterable[Row], examples: Sequence[Example], settings: Sequ
     for method in dict.fromkeys(setting.label for setting in settings if setting.method != UNPRUNED):
         # Shares and numbers of tokens do not compare; what was kept does.
         lost = [
-            (replies[(*setting.key, one)]["kept_tokens"], setting, one)
+            (replies[(*setting.key, question)]["kept_tokens"], setting, question)
             for setting in settings
-            for one in full
+            for question in full
             if setting.label == method
-            and (*setting.key, one) in replies
-            and _is_lost(full[one], replies[(*setting.key, one)])
+            and (*setting.key, question) in replies
+            and _is_lost(full[question], replies[(*setting.key, question)])
         ]
         taken: set[str] = set()
-        for _, setting, one in sorted(lost, key=lambda found: -found[0]):
-            if one not in taken and len(taken) < PER_METHOD:
-                taken.add(one)
-                after = replies[(*setting.key, one)]["reply"]
-                cases.append(Case(by_id[one], setting, full[one]["reply"], after))
+        for _, setting, question in sorted(lost, key=lambda found: -found[0]):
+            if question not in taken and len(taken) < PER_METHOD:
+                taken.add(question)
+                after = replies[(*setting.key, question)]["reply"]
+                cases.append(Case(by_id[question], setting, full[question]["reply"], after))
     return cases
 
 
@@ -100,7 +100,7 @@ def draw_case(subject: Subject, case: Case) -> list[Image.Image]:
     images = [load() for load in case.example.images]
     groups: list[Sequence[ImageReport]] = [report.images]
     if len(report.images) == len(images):
-        groups = [[one] for one in report.images]
+        groups = [[image] for image in report.images]
     caption = (
         f"{case.example.question}\nall tokens: {case.before}\n"
         f"{case.setting.label}, keep {case.setting.keep}: {case.after}"

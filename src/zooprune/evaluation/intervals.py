@@ -36,17 +36,17 @@ def clusters(scenes: Iterable[Sequence[str]]) -> NDArray[np.int64]:
     """
     parent: dict[str, str] = {}
 
-    def root(one: str) -> str:
-        parent.setdefault(one, one)
-        while parent[one] != one:
-            parent[one] = parent[parent[one]]
-            one = parent[one]
-        return one
+    def root(scene: str) -> str:
+        parent.setdefault(scene, scene)
+        while parent[scene] != scene:
+            parent[scene] = parent[parent[scene]]
+            scene = parent[scene]
+        return scene
 
     firsts: list[str | None] = []
     for shown in scenes:
-        for one in shown:
-            parent[root(one)] = root(shown[0])
+        for scene in shown:
+            parent[root(scene)] = root(shown[0])
         firsts.append(shown[0] if shown else None)
     numbers: dict[object, int] = {}
     # An object of its own is equal to nothing else.

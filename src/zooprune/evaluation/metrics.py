@@ -82,7 +82,7 @@ class Answers:
 
     def of(self, task: str) -> NDArray[np.bool_]:
         """Return which questions belong to a task, (Q,)."""
-        return np.array([one == task for one in self.tasks])
+        return np.array([kind == task for kind in self.tasks])
 
     def number(self, arm: Arm) -> int:
         """Return the place of an arm."""
@@ -108,30 +108,30 @@ def arrange(rows: Iterable[Row]) -> Answers:
     full = {row["id"]: row for row in by_arm[unpruned]}
     if not full:
         raise ValueError("the unpruned model has no rows; run the evaluation to its end first")
-    draws = {arm: len({row["seed"] for row in mine}) for arm, mine in by_arm.items()}
-    counts = {arm: Counter(row["id"] for row in mine) for arm, mine in by_arm.items()}
-    ids = [one for one in full if all(counts[arm][one] == draws[arm] for arm in by_arm)]
+    draws = {arm: len({row["seed"] for row in replies}) for arm, replies in by_arm.items()}
+    counts = {arm: Counter(row["id"] for row in replies) for arm, replies in by_arm.items()}
+    ids = [question for question in full if all(counts[arm][question] == draws[arm] for arm in by_arm)]
     if not ids:
         raise ValueError("no question was answered by every method; run the evaluation to its end first")
-    place = {one: number for number, one in enumerate(ids)}
+    place = {question: number for number, question in enumerate(ids)}
     shape = len(by_arm), len(ids)
     right, same, yes = (np.zeros(shape) for _ in range(3))
-    for number, (arm, mine) in enumerate(by_arm.items()):
-        for row in mine:
+    for number, (arm, replies) in enumerate(by_arm.items()):
+        for row in replies:
             if row["id"] in place:
                 where, share = (number, place[row["id"]]), 1 / draws[arm]
                 reply = normalise(row["reply"])
                 right[where] += math.nan if row["right"] is None else row["right"] * share
                 same[where] += (reply == normalise(full[row["id"]]["reply"])) * share
                 yes[where] += (reply == "yes") * share
-    answers = [full[one]["answers"] for one in ids]
-    truth = [float(is_right("yes", mine)) if mine else math.nan for mine in answers]
-    tasks = tuple(full[one]["task"] for one in ids)
+    answers = [full[question]["answers"] for question in ids]
+    truth = [float(is_right("yes", replies)) if replies else math.nan for replies in answers]
+    tasks = tuple(full[question]["task"] for question in ids)
     # Thirds that are added up must still be a whole.
     right, same, yes = (values.round(9) for values in (right, same, yes))
-    complete = tuple([row for row in mine if row["id"] in place] for mine in by_arm.values())
-    arms = tuple((mine[0]["method"], mine[0]["keep"]) for mine in by_arm.values())
-    cluster = clusters(full[one].get("scenes", ()) for one in ids)
+    complete = tuple([row for row in replies if row["id"] in place] for replies in by_arm.values())
+    arms = tuple((replies[0]["method"], replies[0]["keep"]) for replies in by_arm.values())
+    cluster = clusters(full[question].get("scenes", ()) for question in ids)
     return Answers(tuple(ids), tasks, arms, right, same, yes, np.array(truth), cluster, complete)
 
 
@@ -142,21 +142,21 @@ def task_scores(answers: Answers) -> Floats:
     """
     scores = np.full((len(answers.arms), len(answers.kinds)), np.nan)
     for number, task in enumerate(answers.kinds):
-        mine = answers.of(task) & ~np.isnan(answers.truth)
-        if not mine.any():
+        asked = answers.of(task) & ~np.isnan(answers.truth)
+        if not asked.any():
             continue
         if task == EXISTENCE:
             # 2 TP + FP + FN is all that was said to be there and all that is there.
-            top, bottom = 2 * answers.yes[:, mine] @ answers.truth[mine], _existence(answers, mine)
+            top, bottom = 2 * answers.yes[:, asked] @ answers.truth[asked], _existence(answers, asked)
         else:
-            top, bottom = answers.right[:, mine].sum(1), np.full(len(answers.arms), mine.sum())
+            top, bottom = answers.right[:, asked].sum(1), np.full(len(answers.arms), asked.sum())
         with np.errstate(invalid="ignore", divide="ignore"):
             scores[:, number] = top / bottom
     return scores
 
 
-def _existence(answers: Answers, mine: NDArray[np.bool_]) -> Floats:
-    total: Floats = answers.yes[:, mine].sum(1) + answers.truth[mine].sum()
+def _existence(answers: Answers, asked: NDArray[np.bool_]) -> Floats:
+    total: Floats = answers.yes[:, asked].sum(1) + answers.truth[asked].sum()
     return total
 
 
@@ -238,24 +238,24 @@ def kept_share_interval(answers: Answers, number: int) -> Interval | None:
         return None
     changes, influences, weights = (np.zeros(len(answers.ids)) for _ in range(3))
     for place, task in counted:
-        mine = answers.of(task) & known
+        asked = answers.of(task) & known
         full, score = scores[0, place], scores[1, place]
         if not np.isfinite(score):
             return None
-        before, after = answers.right[0, mine], answers.right[number, mine]
-        weights[mine] = before / before.sum() / len(counted)
+        before, after = answers.right[0, asked], answers.right[number, asked]
+        weights[asked] = before / before.sum() / len(counted)
         if task == EXISTENCE:
-            truth, before, after = answers.truth[mine], answers.yes[0, mine], answers.yes[number, mine]
-            total, of_full = _existence(answers, mine)[[number, 0]]
+            truth, before, after = answers.truth[asked], answers.yes[0, asked], answers.yes[number, asked]
+            total, of_full = _existence(answers, asked)[[number, 0]]
             # F1 is twice the hits over `total`, so this is how much a "yes" more or less moves it: exactly.
-            changes[mine] = (after - before) * (2 * truth - full) / total
-            influences[mine] = (2 * after * truth - score * (after + truth)) / total
-            influences[mine] -= score / full * (2 * before * truth - full * (before + truth)) / of_full
+            changes[asked] = (after - before) * (2 * truth - full) / total
+            influences[asked] = (2 * after * truth - score * (after + truth)) / total
+            influences[asked] -= score / full * (2 * before * truth - full * (before + truth)) / of_full
         else:
-            changes[mine] = (after - before) / len(before)
-            influences[mine] = (after - score / full * before) / len(before)
-        changes[mine] /= full * len(counted)
-        influences[mine] /= full * len(counted)
+            changes[asked] = (after - before) / len(before)
+            influences[asked] = (after - score / full * before) / len(before)
+        changes[asked] /= full * len(counted)
+        influences[asked] /= full * len(counted)
     asked = np.isin(answers.tasks, [task for _, task in counted]) & known
     around = difference(changes[asked], influences[asked], weights[asked], _renumbered(answers.cluster[asked]))
     if around is None:
@@ -325,14 +325,14 @@ def summarise(answers: Answers) -> list[dict[str, Any]]:
 
 
 def _task(answers: Answers, number: int, task: str, score: float) -> dict[str, Any]:
-    mine = answers.of(task)
+    asked = answers.of(task)
     figures = {
-        "questions": int(mine.sum()),
+        "questions": int(asked.sum()),
         "score": _finite(score),
-        "accuracy": _mean(answers.right[number, mine]),
+        "accuracy": _mean(answers.right[number, asked]),
     }
     if task == EXISTENCE:
-        figures |= {"f1": _finite(score), "yes_ratio": float(answers.yes[number, mine].mean())}
+        figures |= {"f1": _finite(score), "yes_ratio": float(answers.yes[number, asked].mean())}
     return figures
 
 
@@ -340,9 +340,9 @@ def _seconds(rows: Sequence[Row]) -> dict[str, float] | None:
     timed = [row["seconds"] for row in rows if row["seconds"]]
     if not timed:
         return None
-    whole = [one | {"first_token": one["total"] - one.get("decode", 0.0)} for one in timed]
-    stages = dict.fromkeys(name for one in whole for name in one)
-    return {stage: float(np.median([one.get(stage, 0.0) for one in whole])) for stage in stages}
+    whole = [taken | {"first_token": taken["total"] - taken.get("decode", 0.0)} for taken in timed]
+    stages = dict.fromkeys(name for taken in whole for name in taken)
+    return {stage: float(np.median([taken.get(stage, 0.0) for taken in whole])) for stage in stages}
 
 
 def _mean(values: Sequence[float] | Floats) -> float | None:

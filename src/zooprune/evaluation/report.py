@@ -155,13 +155,13 @@ def by_task(found: dict[str, Any]) -> Table:
 def paired(found: dict[str, Any]) -> Table:
     """Return the paired comparisons."""
     rows: list[tuple[str, ...]] = []
-    for one in found["comparisons"]:
-        (first, keep), (second, _) = one["first"], one["second"]
-        gap = f"{100 * one['difference']:+.1f}"
-        if one["interval"] is not None:
-            low, high = (100 * value for value in one["interval"])
+    for pair in found["comparisons"]:
+        (first, keep), (second, _) = pair["first"], pair["second"]
+        gap = f"{100 * pair['difference']:+.1f}"
+        if pair["interval"] is not None:
+            low, high = (100 * value for value in pair["interval"])
             gap += f" [{low:+.1f}, {high:+.1f}]"
-        rows.append((first, budget(keep), second, gap, str(one["wins"]), str(one["losses"]), f"{one['p']:.2g}"))
+        rows.append((first, budget(keep), second, gap, str(pair["wins"]), str(pair["losses"]), f"{pair['p']:.2g}"))
     return Table(
         "Question by question",
         ("method", "keep", "against", "accuracy, points", "only it right", "only the other", "p"),

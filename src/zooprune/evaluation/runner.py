@@ -107,8 +107,8 @@ def grid(
     different = {budget(keep): keep for keep in keeps}.values()
     for method in dict.fromkeys(methods):
         if method != UNPRUNED:
-            mine = tuple(dict.fromkeys(seeds)) if get_pruner(method).draws(sensitivity) else (None,)
-            settings += [Setting(method, keep, seed) for keep in different for seed in mine]
+            own_seeds = tuple(dict.fromkeys(seeds)) if get_pruner(method).draws(sensitivity) else (None,)
+            settings += [Setting(method, keep, seed) for keep in different for seed in own_seeds]
     return settings
 
 
@@ -137,7 +137,7 @@ class Subject:
         inputs = build_inputs(self.processor, images, [example.question for example in examples])
         return inputs.to(self.model.device, self.model.dtype)
 
-    def ask(self, examples: Sequence[Example], inputs: Any, setting: Setting) -> list[Row]:
+    def reply(self, examples: Sequence[Example], inputs: Any, setting: Setting) -> list[Row]:
         """Return one row per question."""
         answered = self.generate(inputs, setting)
         report = answered.report
@@ -238,16 +238,16 @@ class Results:
         self.rows += fresh
         self._done.update(map(_key, fresh))
 
-    def _describe(self, mine: dict[str, Any]) -> dict[str, Any]:
+    def _describe(self, current: dict[str, Any]) -> dict[str, Any]:
         path = self.folder / "run.json"
         if not path.exists():
-            write_text(path, json.dumps(mine, indent=1) + "\n")
-            return mine
+            write_text(path, json.dumps(current, indent=1) + "\n")
+            return current
         try:
             there: dict[str, Any] = json.loads(path.read_text())
             pairs = [
                 (run["configuration"], run["environment"]["versions"], {"commit": run["environment"]["commit"]})
-                for run in (there, mine)
+                for run in (there, current)
             ]
         except (json.JSONDecodeError, KeyError, TypeError):
             raise ValueError(f"{path} is damaged; choose another folder with --out") from None
@@ -305,7 +305,10 @@ def setting_key(row: Row) -> tuple[str, str, int | None]:
 
 def fingerprint(examples: Iterable[Example]) -> str:
     """Return a digest of questions, answers and images, which tells whether a run goes on with the same ones."""
-    told = [[one.id, one.task, one.question, one.answers, one.scenes, one.versions] for one in examples]
+    told = [
+        [example.id, example.task, example.question, example.answers, example.scenes, example.versions]
+        for example in examples
+    ]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
@@ -354,21 +357,21 @@ def evaluate(
     warm = False
     with held(subject.model):
         for first in range(0, len(examples), batch):
-            mine = examples[first : first + batch]
-            still = [setting for setting in settings if results.missing(subject.name, setting, mine)]
+            asked = examples[first : first + batch]
+            still = [setting for setting in settings if results.missing(subject.name, setting, asked)]
             if not still:
                 continue
             seconds: dict[tuple[Any, ...], dict[str, float]] = {}
-            for example in mine[: max(0, timed - first)]:
+            for example in asked[: max(0, timed - first)]:
                 if not warm:
                     subject.time(example, still)
                     warm = True
                 for setting, taken in zip(still, subject.time(example, still), strict=True):
                     seconds[(*setting.key, example.id)] = taken
-            inputs = subject.prepare(mine)
+            inputs = subject.prepare(asked)
             with remembering_encodings():
                 for setting in still:
-                    rows = subject.ask(mine, inputs, setting)
+                    rows = subject.reply(asked, inputs, setting)
                     for row in rows:
                         row["seconds"] = seconds.get((*setting.key, row["id"]), {})
                     before = len(results.rows)

@@ -78,7 +78,7 @@ class Family(ABC):
 
     def present(self, inputs: Mapping[str, Any]) -> list[Modality]:
         """Return what there is among `inputs`."""
-        return [one for one in self.modalities if inputs.get(self.arguments(one)[0]) is not None]
+        return [modality for modality in self.modalities if inputs.get(self.arguments(modality)[0]) is not None]
 
     def arguments(self, modality: Modality) -> tuple[str, ...]:
         """Return what `encode` consumes for one modality."""

@@ -62,7 +62,7 @@ class Generic(Family):
         if isinstance(output.pooler_output, Tensor):
             prompts = runs(self.slots(model, modality, inputs["input_ids"]))
             return Encoded(tiled_images(tokens, [len(run) for prompt in prompts for run in prompt]), output)
-        return Encoded([Visual.plain(one) for one in tokens], output)
+        return Encoded([Visual.plain(image) for image in tokens], output)
 
 
 def lacking(model: Any) -> list[str]:

@@ -63,8 +63,8 @@ class Gridded(Family):
             zip(features.split(lengths), output.pooler_output, grids, strict=True)
         ):
             positions = grid_positions(rows // merge, columns // merge, frames=frames, device=z.device)
-            mine = {name: values[number] for name, values in given.items()}
-            visuals.append(Visual.plain(VisualTokens(x, z, tail, positions, mine)))
+            own = {name: values[number] for name, values in given.items()}
+            visuals.append(Visual.plain(VisualTokens(x, z, tail, positions, own)))
         return Encoded(visuals, output)
 
 

@@ -50,7 +50,7 @@ class Llava(Family):
             )
             for number, (x, z, grid) in enumerate(zip(features, embeddings, grids.tolist(), strict=True))
         ]
-        return Encoded([Visual.plain(one) for one in tokens], output)
+        return Encoded([Visual.plain(image) for image in tokens], output)
 
     def _by_token(self, patches: Mapping[str, Tensor], lengths: list[int]) -> dict[str, Tensor]:
         """Return signals as rows like the features; a class token that the model keeps has none, and gets zeros."""

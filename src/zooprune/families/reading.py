@@ -90,15 +90,15 @@ def reading(
     dict of str to Seen
     """
     seen: dict[str, Seen] = {name: Seen() for name in (*modules, *(attentions or ()), *(methods or ()))}
-    mine = threading.get_ident()
+    thread = threading.get_ident()
     with _lock_of(model), ExitStack() as undo:
         for name, module in modules.items():
-            hook = _hook(seen[name], mine, (change or {}).get(name))
+            hook = _hook(seen[name], thread, (change or {}).get(name))
             undo.callback(module.register_forward_hook(hook).remove)
         for name, module in (attentions or {}).items():
             undo.enter_context(_probed(module, seen[name]))
         for name, (owner, method) in (methods or {}).items():
-            undo.enter_context(_noted(owner, method, seen[name], mine))
+            undo.enter_context(_noted(owner, method, seen[name], thread))
         yield seen
 
 
@@ -150,9 +150,9 @@ def _uncompiled() -> Iterator[None]:
                 _stance.close()
 
 
-def _hook(record: Seen, mine: int, change: Change | None) -> Callable[..., Tensor | None]:
+def _hook(record: Seen, thread: int, change: Change | None) -> Callable[..., Tensor | None]:
     def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        if threading.get_ident() != mine:
+        if threading.get_ident() != thread:
             return None
         record.inputs.append(args[0].detach())
         record.outputs.append(output.detach())
@@ -208,13 +208,13 @@ def _probe_of(implementation: str) -> str:
 
 
 @contextmanager
-def _noted(owner: Any, method: str, record: Seen, mine: int) -> Iterator[None]:
+def _noted(owner: Any, method: str, record: Seen, thread: int) -> Iterator[None]:
     """Note the arguments of a method of one object."""
     original = getattr(owner, method)
     shadowed = vars(owner).get(method)
 
     def noting(*args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == mine:
+        if threading.get_ident() == thread:
             record.calls.append((args, kwargs))
         return original(*args, **kwargs)
 

@@ -58,8 +58,8 @@ class VideoLlama3(Family):
         ):
             z = output.pooler_output[number]
             positions = grid_positions(height // merge, width // merge, frames=frames, device=z.device)
-            mine = {name: values[number] for name, values in given.items()}
-            tokens = VisualTokens(features[number], z, tail, positions, mine)
+            own = {name: values[number] for name, values in given.items()}
+            tokens = VisualTokens(features[number], z, tail, positions, own)
             visuals.append(Visual.plain(tokens if bool(kept.all()) else tokens[kept.nonzero()[:, 0].to(z.device)]))
         output.pooler_output = [visual.tokens.embeddings for visual in visuals]
         return Encoded(visuals, output)
