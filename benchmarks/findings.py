@@ -27,6 +27,7 @@ from zooprune import ZooPrune, load_bundled, prune, sensitivity
 from zooprune.data.examples import bundled_examples
 from zooprune.evaluation.metrics import arrange, compare, summarise
 from zooprune.evaluation.runner import Results, Setting, Subject, evaluate, fingerprint
+from zooprune.policy import Policy
 from zooprune.pruners.registry import register
 from zooprune.tokens import VisualTokens
 
@@ -71,7 +72,7 @@ class AsRead(ZooPrune):
 VARIANTS = {
     "norm of the embedding for sensitivity": {"method": "norm"},
     "sum for product": {"method": "zoo", "options": {"fusion": "sum"}},
-    "original for contiguous positions": {"method": "zoo", "positions": "original"},
+    "original for contiguous positions": {"method": "zoo", "policy": Policy(positions="original")},
     "diversity alone": {"method": "diversity"},
     "sensitivity alone": {"method": "sensitivity"},
 }
