@@ -35,5 +35,5 @@ def test_nothing_mixes_devices(compared, name):
 
 
 def test_the_host_waits_little(compared):
-    """Three times for a call and six for each of its three images, whatever the number of tokens and picks."""
-    assert len(compared["llava"]["waits"]) == 3 + 6 * 3, "\n".join(compared["llava"]["waits"])
+    """Four times for a call and five for each of its three images, whatever the number of tokens and picks."""
+    assert len(compared["llava"]["waits"]) == 4 + 5 * 3, "\n".join(compared["llava"]["waits"])

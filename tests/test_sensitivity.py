@@ -272,7 +272,7 @@ def test_within_a_block_the_weights_are_looked_at_once(monkeypatch):
     fingerprint = weight_cache.fingerprint
     monkeypatch.setattr(weight_cache, "fingerprint", lambda values: looks.append(1) or fingerprint(values))
     projector = mlp()
-    with weight_cache.unchanged(projector):
+    with weight_cache.unchanged():
         for _ in range(3):
             sensitivity.closed_form(projector, features())
     assert len(looks) == 1

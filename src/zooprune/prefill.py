@@ -24,6 +24,7 @@ from zooprune.precision import all_finite
 from zooprune.profiling import Timings, recording, stage
 from zooprune.pruners import Pruner
 from zooprune.reports import ImageReport, Report
+from zooprune.sensitivity.weight_cache import unchanged
 from zooprune.signals import PromptSignal, TowerSignal, find_signal
 from zooprune.visuals import Merged, Modality, Visual, joined_visuals
 
@@ -94,7 +95,8 @@ def prefill(
     stays = torch.ones_like(ids, dtype=torch.bool)
     outputs: dict[str, ModelOutput] = {}
     images: list[ImageReport] = []
-    with recording(timings):
+    # The weights are looked at once for all images and tiles.
+    with recording(timings), unchanged():
         for modality in present:
             with stage("encode", device):
                 encoded = encode(family, model, modality, inputs, of_tower)

@@ -92,7 +92,7 @@ class ZooPrune(Pruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return the sensitivity of each token."""
-        with unchanged(tokens.projector):
+        with unchanged():
             return self._sensitivity(tokens)
 
     def _sensitivity(self, tokens: VisualTokens) -> Tensor:

@@ -77,7 +77,7 @@ def finite_difference(
         raise ValueError(f"step={step} must be positive and finite; the paper uses 0.01")
     features = _checked(features)
     units = _unit_directions(directions, features, seed)
-    with unchanged(projector), torch.no_grad():
+    with unchanged(), torch.no_grad():
         apply = _runner(projector, features, rank)
         step = step if apply.exact else max(step, apply.step_for(features))
         total = features.new_zeros(len(features))
@@ -119,7 +119,7 @@ def jvp(
     features = _checked(features)
     units = _unit_directions(directions, features, seed)
     # Forward-mode differentiation cannot start from tensors made in inference mode.
-    with unchanged(projector), torch.inference_mode(False), torch.no_grad():
+    with unchanged(), torch.inference_mode(False), torch.no_grad():
         if not is_differentiable(projector, features.shape[-1]):
             raise ValueError('this projector cannot be differentiated; use estimator="finite_difference"')
         apply = _runner(projector, features, rank)
@@ -175,7 +175,7 @@ def closed_form(
         _positive("rank", rank)
     if hidden is not None and len(hidden) != len(features):
         raise ValueError(f"hidden has {len(hidden)} rows for {len(features)} features; give one for each token")
-    with unchanged(projector), torch.no_grad():
+    with unchanged(), torch.no_grad():
         if not has_closed_form(projector):
             raise ValueError('closed_form needs Linear -> activation -> Linear; use estimator="jvp" for this projector')
         assert isinstance(projector, nn.Module)

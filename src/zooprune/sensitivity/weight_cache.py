@@ -34,7 +34,7 @@ class _Known:
 _guard = threading.Lock()
 _kept: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 _holders: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-_looked_at: ContextVar[dict[int, _Known]] = ContextVar("zooprune_looked_at")
+_looked_at: ContextVar[dict[nn.Module, _Known] | None] = ContextVar("zooprune_looked_at")
 
 
 def cached(module: nn.Module, key: Any, build: Callable[[], _T]) -> _T:
@@ -58,13 +58,12 @@ def already(module: nn.Module, key: Any) -> Any:
 
 
 @contextmanager
-def unchanged(module: object) -> Iterator[None]:
-    """Look at the weights once for the whole block, in which they must stay as they are; only modules have any."""
-    looked_at = _looked_at.get({})
-    if not isinstance(module, nn.Module) or id(module) in looked_at:
+def unchanged() -> Iterator[None]:
+    """Look at the weights of every module at most once inside the block, in which they must stay as they are."""
+    if _looked_at.get(None) is not None:
         yield
         return
-    token = _looked_at.set({**looked_at, id(module): _look(module)})
+    token = _looked_at.set({})
     try:
         yield
     finally:
@@ -110,7 +109,12 @@ def forget(model: nn.Module) -> None:
 
 
 def _known(module: nn.Module) -> _Known:
-    return _looked_at.get({}).get(id(module)) or _look(module)
+    looked_at = _looked_at.get(None)
+    if looked_at is None:
+        return _look(module)
+    if module not in looked_at:
+        looked_at[module] = _look(module)
+    return looked_at[module]
 
 
 def _look(module: nn.Module) -> _Known:
