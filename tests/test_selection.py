@@ -221,3 +221,22 @@ def test_half_precision_is_decided_in_float32():
     generator = torch.Generator().manual_seed(5)
     embeddings, weights = torch.randn(50, 16, generator=generator).bfloat16(), torch.rand(50, generator=generator)
     assert torch.equal(greedy_diverse(embeddings, weights, 20), greedy_diverse(embeddings.float(), weights, 20))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 12), st.integers(2, 5), st.integers(0, 10**6), st.sampled_from(["product", "sum"]))
+def test_all_forms_agree_once_copies_must_be_picked(distinct, copies, seed, fusion):
+    """Rounding tells copies from each other in one form and not in the other, unless they are taken for the same."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(distinct, 48, generator=generator)
+    place = torch.randint(0, distinct, (distinct * copies,), generator=generator)
+    embeddings, weights = rows[place], torch.rand(distinct * copies, generator=generator)
+    keep = len(place)
+    unit, worth = torch.nn.functional.normalize(embeddings, dim=-1), rescale(weights)
+    blocks = greedy._by_blocks(unit, worth, keep, fusion)
+    steps = greedy._step_by_step(unit[None], worth[None], keep, fusion)[0]
+    assert torch.equal(blocks, steps)
+    if fusion == "product":
+        # Once every kind has been picked, only copies are left, and they come in their order.
+        kinds = len(place.unique())
+        assert len(place[blocks[:kinds]].unique()) >= kinds - 1

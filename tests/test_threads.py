@@ -131,3 +131,20 @@ def test_conversations_go_on_side_by_side(llava):
     with prune(llava, ZooPrune(keep=7)):
         expected = [talk(inputs) for inputs in requests]
         assert all(map(torch.equal, at_once(talk, requests), expected))
+
+
+def test_of_sessions_that_open_at_once_one_wins(llava):
+    plain = llava.generate
+
+    def open_one(_):
+        try:
+            return prune(llava, ZooPrune(keep=7))
+        except ValueError as error:
+            return str(error)
+
+    for _ in range(20):
+        opened = at_once(open_one, list(range(THREADS)))
+        sessions = [one for one in opened if not isinstance(one, str)]
+        assert len(sessions) == 1 and all("already" in one for one in opened if isinstance(one, str))
+        sessions[0].close()
+    assert llava.generate == plain

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import inspect
+import threading
 import types
 import weakref
 from collections.abc import Callable, Mapping
@@ -125,23 +126,24 @@ class Session:
             raise TypeError(f"expected a Pruner, the name of one or a Plan, got {type(pruner).__name__}")
         self._family = find_family(model)
         check_signals(model, self._family, pruner)
-        if session_of(model) is not None:
-            raise ValueError(
-                "this model is being pruned already; close that session first, "
-                "with zooprune.generation.session_of(model).close() if you do not hold it"
-            )
         self.model, self.pruner, self.policy = model, pruner, policy
         self.positions = resolved(policy, self._family)
         self.reports: list[Report] = []
-        # Somebody else's patch, if there is one, stays underneath.
-        self._beneath = vars(model).get("generate")
-        self._original: Callable[..., Tensor | ModelOutput] = getattr(model, "generate")  # noqa: B009
-        self._shadow = _Shadow(self)
-        vars(model)["generate"] = self._shadow
+        with _opening:
+            if session_of(model) is not None:
+                raise ValueError(
+                    "this model is being pruned already; close that session first, "
+                    "with zooprune.generation.session_of(model).close() if you do not hold it"
+                )
+            # Somebody else's patch, if there is one, stays underneath.
+            self._beneath = vars(model).get("generate")
+            self._original: Callable[..., Tensor | ModelOutput] = getattr(model, "generate")  # noqa: B009
+            self._shadow = _Shadow(self)
+            vars(model)["generate"] = self._shadow
+            # The model holds the session; the list of sessions must not, or no model would ever be freed.
+            _sessions[model] = weakref.ref(self)
         # What is worked out about the projector is given back with the last session.
         weight_cache.hold(model)
-        # The model holds the session; the list of sessions must not, or no model would ever be freed.
-        _sessions[model] = weakref.ref(self)
 
     @property
     def _open(self) -> bool:
@@ -159,16 +161,17 @@ class Session:
 
     def close(self) -> None:
         """Give the model its own `generate` back. Closing twice does no harm."""
-        if not self._open:
-            return
-        del _sessions[self.model]
+        with _opening:
+            if not self._open:
+                return
+            del _sessions[self.model]
+            # What somebody else has put over ours stays; ours passes calls on from now on.
+            if vars(self.model).get("generate") is self._shadow:
+                if self._beneath is None:
+                    del vars(self.model)["generate"]
+                else:
+                    vars(self.model)["generate"] = self._beneath
         weight_cache.release(self.model)
-        # What somebody else has put over ours stays; ours passes calls on from now on.
-        if vars(self.model).get("generate") is self._shadow:
-            if self._beneath is None:
-                del vars(self.model)["generate"]
-            else:
-                vars(self.model)["generate"] = self._beneath
 
     def prepare(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return what to call the model with: ``model(**session.prepare(inputs))``.
@@ -339,6 +342,7 @@ class _Shadow:
         return self if model is None else types.MethodType(type(model).generate, model)
 
 
+_opening = threading.Lock()
 _sessions: WeakKeyDictionary[nn.Module, weakref.ref[Session]] = WeakKeyDictionary()
 
 

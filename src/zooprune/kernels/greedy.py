@@ -50,7 +50,10 @@ def _pick(cosine, worth, picked, total, keep, PRODUCT: tl.constexpr, BLOCK: tl.c
         best = tl.argmax(score, axis=0, tie_break_left=True)
         tl.store(picked + image * keep + place, best.to(tl.int64))
         row = tl.load(cosine + (image * total + best) * total + token, mask=inside, other=0.0)
-        gain = usable * (1.0 - row) if PRODUCT else usable + (1.0 - row)
+        distance = 1.0 - row
+        # Copies are at no distance, as in the tensor form.
+        distance = tl.where(distance < 1e-6, 0.0, distance)
+        gain = usable * distance if PRODUCT else usable + distance
         least = tl.minimum(least, gain)
         is_open = is_open & (token != best)
         score = tl.where(is_open, least, -float("inf"))

@@ -18,6 +18,8 @@ Fusion = Literal["product", "sum"]
 #: Tokens whose cosines to all others are worked out in one go, at least and at most: enough for products at full
 #: speed, and few enough that most of them are picked.
 _BLOCKS = 16, 64
+#: Cosines are worked out to some 1e-7, so what is nearer than this to one is taken for one.
+_SAME = 1e-6
 #: The most that all cosines at once may take on a GPU, in bytes; beyond it they are worked out step by step.
 _LARGEST_GRAM = 2**30
 
@@ -81,7 +83,7 @@ def greedy_diverse(embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fu
     -------
     Tensor of int64, (keep,) or (B, keep)
         Indices in the order picked, on the device of the embeddings; fewer where exclusions leave fewer. Ties go to
-        the lowest index.
+        the lowest index. Tokens whose cosine is within 1e-6 of one are taken for copies of each other.
 
     Raises
     ------
@@ -140,7 +142,10 @@ def _open_to_choice(embeddings: Tensor, weights: Tensor, keep: int) -> int:
 
 def _gain(worth: Tensor, cosine: Tensor, fusion: Fusion) -> Tensor:
     """Return what tokens are worth beside one that is kept; their score is the least of these over all kept ones."""
-    return worth * (1 - cosine) if fusion == "product" else worth + (1 - cosine)
+    distance = 1 - cosine
+    # Copies are at no distance, whatever rounding says; each way of multiplying rounds otherwise.
+    distance = distance.where(distance >= _SAME, 0.0)
+    return worth * distance if fusion == "product" else worth + distance
 
 
 def _step_by_step(unit: Tensor, worth: Tensor, keep: int, fusion: Fusion) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from zooprune.offloading import own_tensors
 
-#: Words of 64 bits in a row, and rows in a block that a CPU reads twice from its cache.
-_WIDTH, _ROWS = 1024, 128
+#: Words of 64 bits in a row, a prime, so that no row of weights is a multiple of it; and rows that are added up first.
+_WIDTH, _DEPTH = 2039, 16
 #: What every module has beside its own settings. Hooks come and go with every call that somebody records, and copies
 #: are out of training mode whatever the module is in.
 _COMMON = frozenset(vars(nn.Module()))
@@ -87,23 +87,20 @@ class _Same:
 def _sums(value: Tensor) -> Tensor:
     """Return two sums of a tensor's bits, int64 (2,), which any single change and nearly any move changes.
 
-    The bits are taken as 64-bit words in rows. One sum counts every row by its place, the other every column, both
-    with odd factors and modulo 2^64; so a changed word always shows, and words moved along a row or across rows do.
+    The bits are taken as 64-bit words in a table. One sum counts every row of it by its place, the other every column,
+    both with odd factors and modulo 2^64. Rows are added up in groups first, which is as fast as memory.
     """
     octets = value.contiguous().view(-1).view(torch.uint8)
     if octets.storage_offset() % 8:
         octets = octets.clone()
     whole = len(octets) // 8 * 8
     words = octets[:whole].view(torch.int64)
-    filled = len(words) // _WIDTH * _WIDTH
+    filled = len(words) // (_WIDTH * _DEPTH) * (_WIDTH * _DEPTH)
     rest = torch.cat([words[filled:], octets[whole:].long()])
     found = (rest * _odd(rest)).sum().expand(2)
     if filled:
-        table = words[:filled].view(-1, _WIDTH)
-        blocks = table.split(_ROWS) if table.device.type == "cpu" else (table,)
-        rows = torch.cat([block.sum(1) for block in blocks])
-        columns = torch.stack([block.sum(0) for block in blocks]).sum(0)
-        found = found + torch.stack([(rows * _odd(rows)).sum(), (columns * _odd(columns)).sum()])
+        table = words[:filled].view(-1, _DEPTH, _WIDTH).sum(1)
+        found = found + torch.stack([(table.sum(1) * _odd(table)).sum(), (table.sum(0) * _odd(table[0])).sum()])
     return found
 
 
