@@ -13,7 +13,7 @@ DEVICE ?= cpu
 SHAPES ?= small
 
 # Which modules `make mutants` changes, of those named in pyproject.toml, and for how many seconds at most.
-MUTATE ?= zooprune.budgeting.* zooprune.compaction.*
+MUTATE ?= zooprune.budgeting.* zooprune.compaction.* zooprune.selection.* zooprune.sensitivity.*
 MUTATE_LIMIT ?= 3000
 
 .PHONY: help demo test test-extras test-harness bench lint structure mutants format clean
@@ -50,7 +50,8 @@ test: $(VENV)/installed
 	$(BIN)/pytest
 
 # With torchvision in it, transformers takes other processors; without it must work too. So it stands beside the
-# environment, and so do triton and the two that quantise, which print when they are imported on some machines. The wheel of torchvision may be built for CUDA: tests/torchvision_on_cpu.py lets it be imported.
+# environment, and so do triton and the two that quantise, which print when they are imported on some machines. The wheel
+# of torchvision may be built for CUDA: tests/torchvision_on_cpu.py lets it be imported.
 $(EXTRAS)/installed: Makefile $(VENV)/installed
 	@echo "filling $(EXTRAS)"
 	@rm -rf $(EXTRAS)
