@@ -500,7 +500,13 @@ def test_tiles_share_the_budget_evenly(thirty_images):
 
 @pytest.mark.parametrize(
     ("budget", "sizes", "shares"),
-    [(10, [5, 5, 5], [4, 3, 3]), (10, [1, 5, 5], [1, 5, 4]), (2, [4, 4, 4], [1, 1, 0]), (9, [3, 3, 3], [3, 3, 3])],
+    [
+        (10, [5, 5, 5], [4, 3, 3]),
+        (10, [1, 5, 5], [1, 5, 4]),
+        (2, [4, 4, 4], [1, 1, 0]),
+        (9, [3, 3, 3], [3, 3, 3]),
+        (14, [1, 1, 5, 9], [1, 1, 5, 7]),
+    ],
 )
 def test_dealing(budget, sizes, shares):
     assert deal(budget, sizes) == shares

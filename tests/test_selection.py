@@ -240,3 +240,31 @@ def test_all_forms_agree_once_copies_must_be_picked(distinct, copies, seed, fusi
         # Once every kind has been picked, only copies are left, and they come in their order.
         kinds = len(place.unique())
         assert len(place[blocks[:kinds]].unique()) >= kinds - 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 10**6), st.sampled_from(["product", "sum"]))
+def test_a_batch_step_by_step_is_each_image_by_blocks(total, seed, fusion):
+    """With tokens that are excluded, as many in every image."""
+    generator = torch.Generator().manual_seed(seed)
+    unit = torch.nn.functional.normalize(torch.randn(3, total, 40, generator=generator), dim=-1)
+    worth = rescale(torch.rand(3, total, generator=generator) * torch.tensor([[1.0], [5.0], [0.1]]))
+    out = total // 3
+    for image in worth:
+        image[torch.randperm(total, generator=generator)[:out]] = -torch.inf
+    together = greedy._step_by_step(unit, worth, total - out, fusion)
+    for image, picks in enumerate(together):
+        assert torch.equal(picks, greedy._by_blocks(unit[image], worth[image], total - out, fusion))
+        assert bool((worth[image][picks] > -torch.inf).all()) and len(picks.unique()) == total - out
+
+
+def test_a_batch_is_rescaled_image_by_image():
+    weights = torch.tensor([[1.0, 3.0, 2.0, -torch.inf], [10.0, 70.0, 40.0, 10.0], [5.0, 5.0, 5.0, 5.0]])
+    expected = torch.tensor([[0.0, 1.0, 0.5, -torch.inf], [0.0, 1.0, 0.5, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    torch.testing.assert_close(rescale(weights), expected)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_weights_that_cannot_be_rescaled_are_refused(wrong):
+    with pytest.raises(ValueError, match="weights contain NaN"):
+        rescale(torch.tensor([1.0, wrong, 2.0]))
