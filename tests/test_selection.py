@@ -247,7 +247,9 @@ def test_all_forms_agree_once_copies_must_be_picked(distinct, copies, seed, fusi
 def test_a_batch_step_by_step_is_each_image_by_blocks(total, seed, fusion):
     """With tokens that are excluded, as many in every image."""
     generator = torch.Generator().manual_seed(seed)
-    unit = torch.nn.functional.normalize(torch.randn(3, total, 40, generator=generator), dim=-1)
+    drawn = torch.nn.functional.normalize(torch.randn(total, 40, generator=generator), dim=-1)
+    # Copies among them, so that some that are excluded are copies of some that are picked.
+    unit = drawn[torch.randint(0, total, (3, total), generator=generator)]
     worth = rescale(torch.rand(3, total, generator=generator) * torch.tensor([[1.0], [5.0], [0.1]]))
     out = total // 3
     for image in worth:
