@@ -33,7 +33,7 @@ def check_against_the_tensor_form() -> None:
         unit, worth = problem(images, total, width)
         keep = min(keep, int((worth > -torch.inf).sum(-1).min()))
         for fusion in ("product", "sum"):
-            expected = greedy._step_by_step(unit, worth, keep, fusion)
+            expected, _ = greedy._step_by_step(unit, worth, keep, fusion)
             found = greedy_picks(unit @ unit.mT, worth, keep, product=fusion == "product")
             assert torch.equal(found, expected), (images, total, keep, fusion)
 

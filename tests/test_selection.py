@@ -108,8 +108,8 @@ def test_nothing_larger_than_the_embeddings_is_ever_made():
             return result
 
     with Largest() as largest:
-        greedy_diverse(torch.randn(300, 8), torch.rand(300), 40)
-    assert largest.size == 300 * 8
+        greedy_diverse(torch.randn(300, 40), torch.rand(300), 40)
+    assert largest.size == 300 * 40
 
 
 @settings(max_examples=60, deadline=None)
@@ -127,8 +127,8 @@ def test_blocks_pick_what_single_steps_pick(total, width, seed, keep, clusters, 
     worth[torch.rand(total, generator=generator) < 0.1] = -torch.inf
     keep = min(keep, int((worth > -torch.inf).sum()))
     if keep:
-        expected = greedy._step_by_step(unit[None], worth[None], keep, fusion)[0]
-        assert torch.equal(greedy._by_blocks(unit, worth, keep, fusion), expected)
+        expected = greedy._step_by_step(unit[None], worth[None], keep, fusion)[0][0]
+        assert torch.equal(greedy._by_blocks(unit, worth, keep, fusion)[0], expected)
 
 
 @pytest.mark.parametrize(("total", "width", "keep"), [(577, 1024, 64), (1000, 96, 333), (2880, 64, 640)])
@@ -136,8 +136,8 @@ def test_blocks_pick_what_single_steps_pick_in_float32(total, width, keep):
     generator = torch.Generator().manual_seed(total)
     unit = F.normalize(torch.randn(total, width, generator=generator), dim=-1)
     worth = rescale(torch.rand(total, generator=generator))
-    expected = greedy._step_by_step(unit[None], worth[None], keep, "product")[0]
-    assert torch.equal(greedy._by_blocks(unit, worth, keep, "product"), expected)
+    expected = greedy._step_by_step(unit[None], worth[None], keep, "product")[0][0]
+    assert torch.equal(greedy._by_blocks(unit, worth, keep, "product")[0], expected)
 
 
 @settings(max_examples=20, deadline=None)
@@ -233,8 +233,8 @@ def test_all_forms_agree_once_copies_must_be_picked(distinct, copies, seed, fusi
     embeddings, weights = rows[place], torch.rand(distinct * copies, generator=generator)
     keep = len(place)
     unit, worth = torch.nn.functional.normalize(embeddings, dim=-1), rescale(weights)
-    blocks = greedy._by_blocks(unit, worth, keep, fusion)
-    steps = greedy._step_by_step(unit[None], worth[None], keep, fusion)[0]
+    blocks, _ = greedy._by_blocks(unit, worth, keep, fusion)
+    steps = greedy._step_by_step(unit[None], worth[None], keep, fusion)[0][0]
     assert torch.equal(blocks, steps)
     if fusion == "product":
         # Once every kind has been picked, only copies are left, and they come in their order.
@@ -254,9 +254,9 @@ def test_a_batch_step_by_step_is_each_image_by_blocks(total, seed, fusion):
     out = total // 3
     for image in worth:
         image[torch.randperm(total, generator=generator)[:out]] = -torch.inf
-    together = greedy._step_by_step(unit, worth, total - out, fusion)
+    together, _ = greedy._step_by_step(unit, worth, total - out, fusion)
     for image, picks in enumerate(together):
-        assert torch.equal(picks, greedy._by_blocks(unit[image], worth[image], total - out, fusion))
+        assert torch.equal(picks, greedy._by_blocks(unit[image], worth[image], total - out, fusion)[0])
         assert bool((worth[image][picks] > -torch.inf).all()) and len(picks.unique()) == total - out
 
 

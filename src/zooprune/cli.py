@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 import warnings
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from zooprune.evaluation.report import Table as Figures
     from zooprune.evaluation.runner import Setting
     from zooprune.plan import Plan
+    from zooprune.policy import Policy
 
 app = typer.Typer(
     help="Make vision-language models fast by dropping the visual tokens they do not need.",
@@ -167,6 +169,19 @@ def evaluate(
     seed: Annotated[
         list[int] | None, typer.Option(min=0, help="Seed for methods that draw random numbers; repeatable. Default: 0.")
     ] = None,
+    dropped: Annotated[
+        list[str] | None,
+        typer.Option(help="What becomes of dropped tokens: discard, mean, mass or 'stand in'; repeatable."),
+    ] = None,
+    positions: Annotated[
+        list[str] | None, typer.Option(help="Positions of kept tokens: auto, contiguous, original; repeatable.")
+    ] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="What shares a budget: image, tile, prompt; repeatable.")
+    ] = None,
+    newlines: Annotated[
+        list[str] | None, typer.Option(help="What becomes of row separators: drop, keep, rows; repeatable.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Evaluate what 'zooprune calibrate' found.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
     timed: Annotated[int, typer.Option(min=0, help="Questions that are timed, one by one.")] = 8,
@@ -179,6 +194,8 @@ def evaluate(
     """Measure how many answers survive pruning, by method and budget, and what it costs and saves."""
     names = list(dict.fromkeys(model or ["bundled"]))
     budgets = [_parse_keep(one) for one in keep or ("192", "64")]
+    asked = {"positions": positions, "scope": scope, "newlines": newlines, "dropped": dropped}
+    policies = _policies({name: values for name, values in asked.items() if values})
     with _waiting("loading torch and transformers", quiet=as_json):
         from zooprune.data.examples import load_examples
         from zooprune.evaluation import runner
@@ -188,11 +205,13 @@ def evaluate(
     _quiet_libraries()
     # Whether a method draws, and so has use for seeds, depends on the model.
     settings: dict[str, list[Setting]] = {}
-    planned = None if plan is None else _as_setting(_load_plan(plan, names, method, keep, seed))
+    planned = None if plan is None else _as_setting(_load_plan(plan, names, method, keep, seed, *asked.values()))
     for name in names:
         if planned is None:
             sensitivity = find_family(load_skeleton(name)).sensitivity
-            settings[name] = runner.grid(method or ("zoo", "random"), budgets, seed or (0,), sensitivity=sensitivity)
+            settings[name] = runner.grid(
+                method or ("zoo", "random"), budgets, seed or (0,), policies, sensitivity=sensitivity
+            )
         else:
             settings[name] = [runner.Setting(), planned]
     with _waiting(f"loading {data}", quiet=as_json):
@@ -386,11 +405,22 @@ def _load_plan(path: Path, models: list[str], *others: object) -> Plan:
     from zooprune.plan import Plan
 
     if any(other is not None for other in others):
-        raise ValueError("--plan says how to prune; leave out --method, --keep and --seed")
+        raise ValueError("--plan says how to prune; leave out the other options about that")
     plan = Plan.load(path)
     if models != [plan.model]:
         raise ValueError(f"{path} was made for {plan.model}; give --model {plan.model}, or calibrate the other one too")
     return plan
+
+
+def _policies(given: dict[str, list[str]]) -> list[Policy]:
+    """Return all combinations of what was asked for."""
+    from zooprune.policy import Policy
+
+    policies: list[Policy] = []
+    for values in product(*given.values()):
+        fields: dict[str, Any] = dict(zip(given, values, strict=True))
+        policies.append(Policy(**fields))
+    return policies
 
 
 def _as_setting(plan: Plan) -> Setting:

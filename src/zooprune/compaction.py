@@ -5,12 +5,11 @@ Knows ids, masks and positions; no model, no method, no image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-
-from zooprune.policy import PositionPolicy
 
 
 @dataclass(frozen=True)
@@ -24,21 +23,35 @@ class Prompt:
         With axes, text order comes first.
     source : Tensor of int64, (B, L)
         The column of the uncut prompt that each token stood in; -1 for padding.
+    mass : Tensor of float32, (B, L), optional
+        How often each token counts in attention: once, unless it is a visual token that stands in for others. None
+        where that is so for all.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     position_ids: Tensor
     source: Tensor
+    mass: Tensor | None = None
 
     def to(self, device: torch.device) -> Prompt:
         """Return the prompts on another device."""
-        return Prompt(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return self._changed(lambda values: values.to(device))
 
     def repeated(self, copies: int) -> Prompt:
         """Return every prompt several times, one after the other."""
-        fields_ = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Prompt(**{name: value.repeat_interleave(copies, dim=-2) for name, value in fields_.items()})
+        return self._changed(lambda values: values.repeat_interleave(copies, dim=-2))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Prompt:
+        return replace(self, **{name: change(values) for name, values in vars(self).items() if values is not None})
+
+    @property
+    def counts_like_text(self) -> bool:
+        """Whether the positions are those that a model counts from the mask by itself."""
+        if self.position_ids.ndim == 3:
+            return False
+        present = self.attention_mask.bool()
+        return torch.equal(self.position_ids[present], (present.long().cumsum(1) - 1)[present])
 
     def gather(self, values: Tensor, padding: int) -> Tensor:
         """Cut something else that has one value per token of the uncut prompt, such as labels: (B, L)."""
@@ -51,9 +64,10 @@ def compact(
     slots: Tensor,
     kept: Tensor,
     *,
-    positions: PositionPolicy,
+    original: Tensor,
     pad_token_id: int,
     axes: Tensor | None = None,
+    mass: Tensor | None = None,
 ) -> Prompt:
     """Drop the visual tokens that are not kept and pad the batch on the left again.
 
@@ -65,11 +79,13 @@ def compact(
         Where visual tokens stand.
     kept : Tensor of bool, (number of slots,)
         Which of them stay, in prompt order.
-    positions : {"contiguous", "original"}
-        Whether the tokens that stay are numbered anew or keep the numbers they had.
+    original : Tensor of bool, (B,)
+        Whether the tokens of a prompt that stay keep the numbers they had, or are numbered anew.
     pad_token_id : int
     axes : Tensor of int64, (axes, B, L), optional
         Positions of the uncut prompts on further axes (M-RoPE).
+    mass : Tensor of float32, (number of slots,), optional
+        How often each visual token that stays counts in attention.
 
     Returns
     -------
@@ -99,9 +115,14 @@ def compact(
     cut = Prompt(input_ids, mask, numbers, source)
     anew = (mask.long().cumsum(1) - 1).clamp_min(0)
     if axes is not None:
-        further = [cut.gather(axis, 0) if positions == "original" else anew for axis in axes]
+        further = [torch.where(original[:, None], cut.gather(axis, 0), anew) for axis in axes]
         # The text axis only orders tokens; gaps in it would pass for the seams of packed prompts.
         anew = torch.stack([anew, *further])
-    elif positions == "original":
-        anew = cut.gather(numbers, 0)
-    return Prompt(cut.gather(input_ids, pad_token_id), mask, anew, source)
+    else:
+        anew = torch.where(original[:, None], cut.gather(numbers, 0), anew)
+    weighed = None
+    if mass is not None:
+        weighed = torch.ones(input_ids.shape, dtype=torch.float32)
+        weighed[slots] = mass
+        weighed = cut.gather(weighed, 1)
+    return Prompt(cut.gather(input_ids, pad_token_id), mask, anew, source, weighed)

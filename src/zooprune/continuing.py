@@ -70,6 +70,7 @@ class Conversation:
             torch.cat([self.prompt.attention_mask, mask], dim=1),
             torch.cat([positions, further], dim=-1),
             torch.cat([self.prompt.source, torch.arange(width, given.shape[1]).expand_as(rest)], dim=1),
+            self.prompt.mass,
         )
 
     def grown(self, sequences: Tensor, length: int) -> Conversation:
@@ -92,6 +93,8 @@ class Conversation:
 
 #: Why nobody can go on from the cache of a beam search.
 BEAMS = "it is that of a beam search, whose rows are no conversations"
+#: Why `generate` cannot go on from a cache that the caller filled.
+BY_HAND = "it was filled by calling the model by hand; go on by hand inside the session"
 
 
 class _OfPrunedPrompt:
@@ -119,6 +122,11 @@ def adding() -> Iterator[None]:
         yield
     finally:
         _known.reset(token)
+
+
+def allow_adding(allowed: bool) -> None:
+    """Do what `adding` does where a forward pass has no block to put it in: from one hook to another."""
+    _known.set(allowed)
 
 
 def remember(cache: Any, conversation: Conversation | str) -> None:

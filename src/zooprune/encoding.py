@@ -1,23 +1,25 @@
-"""Encode the same images once, however often they are pruned."""
+"""Encode the same images once, however often they are pruned, and choose once where only the rest differs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from zooprune.families import Family
 from zooprune.signals import TowerSignal
 from zooprune.visuals import Encoded, Modality
 
+Chosen = TypeVar("Chosen")
+
 # With every entry go the objects whose ids make its key, so that no other object takes their place.
-_memory: ContextVar[dict[tuple[Any, ...], tuple[Any, Encoded]] | None] = ContextVar("zooprune_encodings", default=None)
+_memory: ContextVar[dict[tuple[Any, ...], tuple[Any, Any]] | None] = ContextVar("zooprune_encodings", default=None)
 
 
 @contextmanager
 def remembering_encodings() -> Iterator[None]:
-    """Encode the same tensors only once inside the block, to compare methods on them.
+    """Encode the same tensors only once inside the block, to compare methods on them, and choose among them only once.
 
     Stage timings stay what they are: a session whose images were encoded before spends next to nothing on "encode".
     """
@@ -40,4 +42,17 @@ def encode(
     key = (modality, tuple(signals), *map(id, read))
     if key not in memory:
         memory[key] = read, family.encode(model, modality, inputs, signals)
-    return memory[key][1]
+    encoded: Encoded = memory[key][1]
+    return encoded
+
+
+def once(encoded: Encoded, key: tuple[Any, ...], choose: Callable[[], Chosen]) -> Chosen:
+    """Return what is chosen from what was encoded, from memory inside `remembering_encodings`."""
+    memory = _memory.get()
+    if memory is None:
+        return choose()
+    key = (id(encoded), *key)
+    if key not in memory:
+        memory[key] = encoded, choose()
+    chosen: Chosen = memory[key][1]
+    return chosen

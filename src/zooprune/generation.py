@@ -25,10 +25,11 @@ from transformers.utils import ModelOutput
 from zooprune.calling import call, check_copies, option
 from zooprune.compaction import Prompt
 from zooprune.continuing import BEAMS, Conversation, adding, recall, remember
+from zooprune.decoder.mass import Mass, WeighedOutputs, Weighing, counting
 from zooprune.families import find_family
 from zooprune.plan import Plan
-from zooprune.policy import Newlines, Policy, Positions, Scope
-from zooprune.prefill import check_signals, prefill, resolved
+from zooprune.policy import Dropped, Newlines, Policy, Positions, Scope
+from zooprune.prefill import check_signals, prefill
 from zooprune.profiling import Timings
 from zooprune.pruners import Pruner, get_pruner
 from zooprune.reports import Report
@@ -57,6 +58,7 @@ def prune(
     positions: Positions = "auto",
     scope: Scope = "image",
     newlines: Newlines = "drop",
+    dropped: Dropped = "discard",
     **options: Any,
 ) -> Session:
     """Make a model's `generate` drop the visual tokens it does not need.
@@ -81,6 +83,10 @@ def prune(
     newlines : {"drop", "keep", "rows"}
         What becomes of the separators that LLaVA-NeXT and its kin put after every row of patches: all dropped, all
         kept, or kept where their row still has a token. They count inside the budget.
+    dropped : {"discard", "mean", "mass", "stand in"}
+        What becomes of the tokens that are not kept: forgotten, as the paper does; or each belongs to the nearest kept
+        token, which becomes the mean of its tokens ("mean"), counts in attention as often as it has tokens ("mass"), or
+        both ("stand in"). See `zooprune.standing_in`.
     **options
         Fields of the method, when it is given by name.
 
@@ -95,9 +101,10 @@ def prune(
     ImportError
         If transformers is older than 5.18.
     TypeError, ValueError
-        If the model, the method or an option is not valid, or the model is being pruned already.
+        If the model, the method or an option is not valid, the model is being pruned already, or its tokens cannot
+        count several times.
     """
-    return Session(model, pruner, Policy(positions, scope, newlines), **options)
+    return Session(model, pruner, Policy(positions, scope, newlines, dropped), **options)
 
 
 class Session:
@@ -127,7 +134,6 @@ class Session:
         self._family = find_family(model)
         check_signals(model, self._family, pruner)
         self.model, self.pruner, self.policy = model, pruner, policy
-        self.positions = resolved(policy, self._family)
         self.reports: list[Report] = []
         with _opening:
             if session_of(model) is not None:
@@ -135,6 +141,7 @@ class Session:
                     "this model is being pruned already; close that session first, "
                     "with zooprune.generation.session_of(model).close() if you do not hold it"
                 )
+            self._weighing = Weighing(model) if policy.weighs else None
             # Somebody else's patch, if there is one, stays underneath.
             self._beneath = vars(model).get("generate")
             self._original: Callable[..., Tensor | ModelOutput] = getattr(model, "generate")  # noqa: B009
@@ -165,6 +172,8 @@ class Session:
             if not self._open:
                 return
             del _sessions[self.model]
+            if self._weighing is not None:
+                self._weighing.remove()
             # What somebody else has put over ours stays; ours passes calls on from now on.
             if vars(self.model).get("generate") is self._shadow:
                 if self._beneath is None:
@@ -178,7 +187,8 @@ class Session:
 
         Gradients flow through tower and projector unless the caller switched them off. Decoding by hand goes on as
         usual with models that count positions themselves; with ``positions="original"`` and a model without M-RoPE,
-        give `position_ids` to every further step, one above the last.
+        give `position_ids` to every further step, one above the last. With ``dropped="mass"`` or ``"stand in"``, call
+        the model while the session is open.
 
         Parameters
         ----------
@@ -212,9 +222,10 @@ class Session:
         self._replace(inputs, done.prompt)
         self.reports.append(done.report)
         self._family.count_on(self.model, done.prompt)
+        outputs, mass = done.encoder_outputs, done.prompt.mass
         return inputs | {
             "position_ids": done.prompt.position_ids + self._family.first_position,
-            "mm_encoder_outputs": done.encoder_outputs,
+            "mm_encoder_outputs": outputs if mass is None else WeighedOutputs(outputs, Mass(mass)),
         }
 
     def _generate(self, *args: Any, **kwargs: Any) -> Tensor | ModelOutput:
@@ -272,10 +283,10 @@ class Session:
         self, kwargs: dict[str, Any], ids: Tensor, prompt: Prompt, timings: Timings, known: Conversation
     ) -> Tensor | ModelOutput:
         """Generate from the cut prompt, and note with the cache which ids it holds."""
-        if self.positions == "original" or prompt.position_ids.ndim == 3:
+        if not prompt.counts_like_text:
             kwargs["position_ids"] = prompt.position_ids.to(ids.device)
         beams = option(self.model, "num_beams", kwargs) or 1
-        with adding():
+        with adding(), counting(prompt.mass):
             output = call(self.model, self._original, kwargs, ids, prompt, timings)
         if isinstance(output, Tensor):
             cache, sequences = kwargs.get("past_key_values"), output

@@ -1,4 +1,7 @@
-"""How kept tokens are numbered, what shares one budget, and what becomes of separators: all but the choice itself."""
+"""How to prune, apart from the choice itself.
+
+How kept tokens are numbered, what shares a budget, what becomes of separators and what becomes of dropped tokens.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ PositionPolicy = Literal["contiguous", "original"]
 Positions = Literal["auto", "contiguous", "original"]
 Scope = Literal["image", "tile", "prompt"]
 Newlines = Literal["drop", "keep", "rows"]
+Dropped = Literal["discard", "mean", "mass", "stand in"]
 
-_ALLOWED = {"positions": Positions, "scope": Scope, "newlines": Newlines}
+_ALLOWED = {"positions": Positions, "scope": Scope, "newlines": Newlines, "dropped": Dropped}
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class Policy:
     newlines : {"drop", "keep", "rows"}
         What becomes of the separators that LLaVA-NeXT and its kin put after every row of patches: all dropped, all
         kept, or kept where their row still has a token. They count inside the budget.
+    dropped : {"discard", "mean", "mass", "stand in"}
+        What becomes of the tokens that are not kept. "discard" forgets them, as the paper does. With the others, each
+        dropped token belongs to the nearest kept token of its image. "mean" replaces the embedding of a kept token by
+        the mean of its tokens; "mass" lets a kept token count in attention as often as it has tokens; "stand in" does
+        both. See `zooprune.standing_in`.
 
     Raises
     ------
@@ -38,11 +47,22 @@ class Policy:
     positions: Positions = "auto"
     scope: Scope = "image"
     newlines: Newlines = "drop"
+    dropped: Dropped = "discard"
 
     def __post_init__(self) -> None:
         for name, allowed in _ALLOWED.items():
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(allowed))}")
+
+    @property
+    def averages(self) -> bool:
+        """Whether kept tokens become the mean of the tokens that belong to them."""
+        return self.dropped in ("mean", "stand in")
+
+    @property
+    def weighs(self) -> bool:
+        """Whether kept tokens count in attention as often as they have tokens."""
+        return self.dropped in ("mass", "stand in")
 
     @property
     def unusual(self) -> dict[str, str]:

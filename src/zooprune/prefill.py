@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,15 +18,17 @@ from transformers.utils import ModelOutput
 
 from zooprune.budgeting import spend
 from zooprune.compaction import Prompt, compact
-from zooprune.encoding import encode
+from zooprune.encoding import encode, once
 from zooprune.families import Family
-from zooprune.policy import Policy, PositionPolicy
+from zooprune.policy import Policy
 from zooprune.precision import all_finite
 from zooprune.profiling import Timings, recording, stage
 from zooprune.pruners import Pruner
 from zooprune.reports import ImageReport, Report
 from zooprune.sensitivity.weight_cache import unchanged
 from zooprune.signals import PromptSignal, TowerSignal, find_signal
+from zooprune.standing_in import stand_in
+from zooprune.tokens import Selection
 from zooprune.visuals import Merged, Modality, Visual, joined_visuals
 
 
@@ -93,6 +96,8 @@ def prefill(
         for row, its in zip(ids, text, strict=True)
     ]
     stays = torch.ones_like(ids, dtype=torch.bool)
+    mass = torch.ones(ids.shape, dtype=torch.float32)
+    shown = torch.zeros(len(ids), dtype=torch.int64)
     outputs: dict[str, ModelOutput] = {}
     images: list[ImageReport] = []
     # The weights are looked at once for all images and tiles.
@@ -100,33 +105,51 @@ def prefill(
         for modality in present:
             with stage("encode", device):
                 encoded = encode(family, model, modality, inputs, of_tower)
-            kept, merged, first = [], {}, 0
-            for row, visual in _groups(modality, encoded.visuals, slots[modality], policy):
+            kept, weights, merged, first = [], [], {}, 0
+            for number, (row, visual) in enumerate(_groups(modality, encoded.visuals, slots[modality], policy)):
                 tokens = dataclasses.replace(visual.tokens, context=context[row])
-                selection, stay = spend(pruner, dataclasses.replace(visual, tokens=tokens), policy)
+                asked = dataclasses.replace(visual, tokens=tokens)
+                # In words, since 1 == 1.0.
+                key = number, type(pruner), repr(pruner), policy.scope, policy.newlines
+                selection, stay = once(encoded, key, partial(spend, pruner, asked, policy))
+                selection = stand_in(selection, visual, policy)
                 if selection.merged is not None:
                     merged[first] = Merged(visual.places, selection)
                 first += visual.length
                 kept.append(stay)
+                weights.append(_mass(selection, visual))
+                shown[row] += 1 if visual.images is None else int(visual.images[-1]) + 1
                 separators = int(stay.sum()) - len(selection), visual.length - len(visual.tokens)
                 images.append(ImageReport(row, selection.cpu(), tokens.positions.cpu(), modality, separators))
             everywhere = torch.cat(kept)
             stays[slots[modality]] = everywhere
+            mass[slots[modality]] = torch.cat(weights)
             per_prompt = (stays & slots[modality]).sum(1)[slots[modality].any(1)].tolist()
             outputs[family.placeholder(modality)] = encoded.keep(everywhere, per_prompt, merged)
         axes = family.axes(model, inputs, mask)
-    positions = resolved(policy, family)
     # Padding is masked, so any id serves where the model names none.
     prompt = compact(
-        ids, mask, visual_slots, stays[visual_slots], positions=positions, pad_token_id=pad or 0, axes=axes
-    )
+        ids, mask, visual_slots, stays[visual_slots],
+        original=_keep_positions(policy, family, shown), pad_token_id=pad or 0, axes=axes,
+        mass=mass[visual_slots] if policy.weighs and bool((mass > 1).any()) else None,
+    )  # fmt: skip
     report = Report(tuple(images), ids.shape[1], prompt.input_ids.shape[1], timings)
     return Prefilled(prompt.to(device), outputs, report)
 
 
-def resolved(policy: Policy, family: Family) -> PositionPolicy:
-    """Return what a policy's positions mean for a family."""
-    return family.positions if policy.positions == "auto" else policy.positions
+def _keep_positions(policy: Policy, family: Family, images: Tensor) -> Tensor:
+    """Return which prompts keep the positions of their tokens, given how many images each has: bool, (B,)."""
+    if policy.positions == "auto":
+        # Renumbered, the images of a prompt move closer together; see docs/standing-in.md for what that costs.
+        return (images > 1) | (family.positions == "original")
+    return torch.full_like(images, policy.positions == "original", dtype=torch.bool)
+
+
+def _mass(selection: Selection, visual: Visual) -> Tensor:
+    """Return how often each slot of an image would count in attention, (length,); separators count once."""
+    mass = torch.ones(visual.length)
+    mass[visual.places[selection.index.cpu()]] = selection.mass.cpu().float()
+    return mass
 
 
 def check_prompt(input_ids: Tensor, attention_mask: Tensor) -> None:

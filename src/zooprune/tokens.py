@@ -133,6 +133,8 @@ class Selection:
     into : Tensor of int64, (total,), optional
         For each token the place in `index` of the kept token that holds it: its own place for a kept token, -1 for a
         token that is dropped without trace. Needed with `merged`.
+    cosines : Tensor of float32, (k, total), optional
+        Of each kept token's embedding with those of all tokens, where the choice has worked them out.
 
     Raises
     ------
@@ -145,6 +147,7 @@ class Selection:
     scores: Tensor | None = None
     merged: Tensor | None = None
     into: Tensor | None = None
+    cosines: Tensor | None = None
 
     def __post_init__(self) -> None:
         index = self.index
@@ -163,6 +166,12 @@ class Selection:
             if not own or not bool(((into >= -1) & (into < len(index))).all()):
                 raise ValueError("into must name a kept token's own place, another kept token's place or -1")
 
+    @classmethod
+    def of_picks(cls, picked: Tensor, total: int, cosines: Tensor) -> Selection:
+        """Return the selection of tokens in any order, (k,), whose cosines with all tokens are known, (k, total)."""
+        index, order = picked.sort()
+        return cls(index, total, cosines=cosines[order])
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -178,7 +187,14 @@ class Selection:
         mask[self.index] = True
         return mask
 
+    @cached_property
+    def mass(self) -> Tensor:
+        """Tensor of int64, (k,): how many tokens each kept token holds, itself included."""
+        if self.into is None:
+            return torch.ones_like(self.index)
+        return self.into[self.into >= 0].bincount(minlength=len(self.index)).to(self.index.device)
+
     def cpu(self) -> Selection:
-        """Return it without the merged rows and on the CPU, as reports keep it."""
+        """Return it on the CPU and without merged rows and cosines, as reports keep it."""
         scores, into = (None if value is None else value.cpu() for value in (self.scores, self.into))
         return Selection(self.index.cpu(), self.total, scores, None, into)

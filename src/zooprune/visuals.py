@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from zooprune.precision import exact_float32
 from zooprune.tokens import Selection, VisualTokens
 
 Modality = Literal["image", "video"]
@@ -29,12 +30,15 @@ class Visual:
         the CPU, like all that is about prompts.
     breaks : Tensor of int64, (N,)
         The slot of the separator that ends a token's row, -1 where there is none. On the CPU.
+    images : Tensor of int64, (N,), optional
+        Which image each token is of, where this is all images of a prompt. On the CPU.
     """
 
     tokens: VisualTokens
     length: int
     places: Tensor
     breaks: Tensor
+    images: Tensor | None = None
 
     @classmethod
     def plain(cls, tokens: VisualTokens) -> Visual:
@@ -108,8 +112,8 @@ def _rows_that_stay(rows: Any, kept: Tensor, prompts: list[int], merged: Mapping
         for start, image in merged.items():
             places = (start + image.places).to(whole.device)
             chosen = image.selection
-            new = _means(whole[places], chosen) if deep else chosen.merged
-            assert new is not None
+            assert chosen.merged is not None and chosen.into is not None
+            new = means(whole[places], chosen.into, len(chosen)) if deep else chosen.merged
             whole[places[chosen.index.to(places.device)]] = new.to(whole.dtype)
     if not isinstance(rows, Tensor):
         return [part[stays] for part, stays in zip(whole.split(lengths), kept.split(lengths), strict=True)]
@@ -118,14 +122,28 @@ def _rows_that_stay(rows: Any, kept: Tensor, prompts: list[int], merged: Mapping
     return whole[kept].unflatten(0, (places_first, -1))
 
 
-def _means(rows: Tensor, selection: Selection) -> Tensor:
-    """Return the mean of the rows that each kept token holds, (k, d)."""
-    assert selection.into is not None
-    into = selection.into.to(rows.device)
-    held = into >= 0
-    sums = torch.zeros(len(selection), rows.shape[1], dtype=torch.float32, device=rows.device)
-    sums.index_add_(0, into[held], rows[held].float())
-    return sums / into[held].bincount(minlength=len(selection))[:, None]
+def means(rows: Tensor, into: Tensor, count: int) -> Tensor:
+    """Return the mean of the rows that went to each place.
+
+    Parameters
+    ----------
+    rows : Tensor, (N, d)
+    into : Tensor of int64, (N,)
+        The place of each row; -1 where a row has none. Every place has at least one row.
+    count : int
+        How many places there are.
+
+    Returns
+    -------
+    Tensor of float32, (count, d)
+    """
+    into = into.to(rows.device)
+    # One product with a matrix of shares is faster than adding row by row.
+    shares = torch.zeros(count, len(rows), dtype=torch.float32, device=rows.device)
+    owned = into >= 0
+    shares[into[owned], owned.nonzero()[:, 0]] = 1
+    with exact_float32():
+        return (shares @ rows.float()) / shares.sum(1, keepdim=True)
 
 
 def joined(group: list[VisualTokens], axis: int) -> VisualTokens:
@@ -153,8 +171,10 @@ def joined_visuals(group: list[Visual]) -> Visual:
     if len(group) == 1:
         return group[0]
     places, breaks, used = [], [], 0
+    images = torch.arange(len(group)).repeat_interleave(torch.tensor([len(visual.tokens) for visual in group]))
     for visual in group:
         places.append(visual.places + used)
         breaks.append(torch.where(visual.breaks < 0, visual.breaks, visual.breaks + used))
         used += visual.length
-    return Visual(joined([visual.tokens for visual in group], axis=0), used, torch.cat(places), torch.cat(breaks))
+    tokens = joined([visual.tokens for visual in group], axis=0)
+    return Visual(tokens, used, torch.cat(places), torch.cat(breaks), images)

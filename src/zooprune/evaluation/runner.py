@@ -91,14 +91,15 @@ def grid(
     methods: Iterable[str],
     keeps: Sequence[int | float],
     seeds: Sequence[int] = (0,),
+    policies: Sequence[Policy] = (Policy(),),
     *,
     sensitivity: Sensitivity = "closed form",
 ) -> list[Setting]:
-    """Return the unpruned model and every method with every budget; seeds only for methods that draw.
+    """Return the unpruned model and every method with every budget and policy; seeds only for methods that draw.
 
     Parameters
     ----------
-    methods, keeps, seeds : iterables
+    methods, keeps, seeds, policies : iterables
     sensitivity : {"closed form", "sampled", "linear"}
         How the sensitivity of the model's projector is found, from its family.
     """
@@ -108,7 +109,12 @@ def grid(
     for method in dict.fromkeys(methods):
         if method != UNPRUNED:
             own_seeds = tuple(dict.fromkeys(seeds)) if get_pruner(method).draws(sensitivity) else (None,)
-            settings += [Setting(method, keep, seed) for keep in different for seed in own_seeds]
+            settings += [
+                Setting(method, keep, seed, policy=policy)
+                for keep in different
+                for policy in dict.fromkeys(policies)
+                for seed in own_seeds
+            ]
     return settings
 
 
@@ -324,8 +330,9 @@ def evaluate(
 ) -> None:
     """Ask every question with every setting, but for the rows that are there already.
 
-    The images of a batch are encoded once for all settings. The first `timed` questions are asked by themselves as
-    well, with nothing remembered, after a round that does not count; only their rows have `seconds`.
+    The images of a batch are encoded once for all settings. A batch has questions about equally many images, as far as
+    there are, because the longest prompt of a batch sets the pace. The first `timed` questions are asked by themselves
+    as well, with nothing remembered, after a round that does not count; only their rows have `seconds`.
 
     Parameters
     ----------
@@ -354,6 +361,7 @@ def evaluate(
             check_question(subject.processor, example.question)
         except ValueError as error:
             raise ValueError(f"question {example.id}: {error}") from None
+    examples = sorted(examples, key=lambda example: len(example.images))
     warm = False
     with held(subject.model):
         for first in range(0, len(examples), batch):

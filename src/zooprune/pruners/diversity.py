@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from zooprune.pruners.base import Pruner
-from zooprune.selection import greedy_diverse
-from zooprune.tokens import VisualTokens
+from zooprune.selection.greedy import picks_and_cosines
+from zooprune.tokens import Selection, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class DiversityOnly(Pruner):
         """Return ones."""
         return torch.ones(len(tokens), dtype=torch.float32, device=tokens.features.device)
 
-    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
+    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Selection:
         """Pick greedily by distance."""
-        return greedy_diverse(tokens.embeddings, scores, keep)
+        picked, cosines = picks_and_cosines(tokens.embeddings, scores, keep)
+        return Selection.of_picks(picked, len(tokens), cosines)

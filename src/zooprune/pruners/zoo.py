@@ -14,8 +14,7 @@ from zooprune import sensitivity
 from zooprune.profiling import note
 from zooprune.projectors import Projector, Sensitivity
 from zooprune.pruners.base import Pruner
-from zooprune.selection import greedy_diverse
-from zooprune.selection.greedy import Fusion
+from zooprune.selection.greedy import Fusion, picks_and_cosines
 from zooprune.sensitivity.jacobian import form_of
 from zooprune.sensitivity.running import is_differentiable, runner_of
 from zooprune.sensitivity.weight_cache import unchanged
@@ -127,7 +126,8 @@ class ZooPrune(Pruner):
 
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor | Selection:
         """Pick greedily, on the embeddings the language model would read."""
-        return greedy_diverse(tokens.embeddings, scores, keep, fusion=self.fusion)
+        picked, cosines = picks_and_cosines(tokens.embeddings, scores, keep, fusion=self.fusion)
+        return Selection.of_picks(picked, len(tokens), cosines)
 
 
 def _cheapest(projector: Projector, width: int) -> Estimator:

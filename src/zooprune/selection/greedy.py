@@ -56,8 +56,6 @@ def _rescaled(weights: Tensor) -> Tensor:
     return scaled.masked_fill(excluded, -torch.inf)
 
 
-@torch.no_grad()
-@exact_float32()
 def greedy_diverse(embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fusion = "product") -> Tensor:
     """Pick tokens that are both worth keeping and unlike each other (ZOO-Prune, Eq. 6-7 and Algorithm 1).
 
@@ -93,6 +91,27 @@ def greedy_diverse(embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fu
         If shapes disagree, `keep` is not positive, `fusion` is neither, every token is excluded, the rows of a batch
         leave different numbers below `keep`, an embedding is NaN or infinite, or a weight is NaN or +inf.
     """
+    return picks_and_cosines(embeddings, weights, keep, fusion=fusion)[0]
+
+
+@torch.no_grad()
+@exact_float32()
+def picks_and_cosines(
+    embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fusion = "product"
+) -> tuple[Tensor, Tensor]:
+    """Pick as `greedy_diverse` does, and return the cosines that it has worked out on the way.
+
+    Parameters
+    ----------
+    embeddings, weights, keep, fusion
+        As for `greedy_diverse`, and so are the errors.
+
+    Returns
+    -------
+    picked : Tensor of int64, (keep,) or (B, keep)
+    cosines : Tensor of float32, (keep, N) or (B, keep, N)
+        Of each pick with all tokens, in the order picked.
+    """
     if embeddings.ndim not in (2, 3) or weights.shape != embeddings.shape[:-1] or embeddings.numel() == 0:
         shapes = f"{tuple(embeddings.shape)} and {tuple(weights.shape)}"
         raise ValueError(f"embeddings (N, d) and weights (N,) disagree or are empty: {shapes}")
@@ -108,14 +127,17 @@ def greedy_diverse(embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fu
     if alone:
         unit, worth = unit[None], worth[None]
     if unit.device.type == "cpu":
-        picked = torch.stack([_by_blocks(*image, keep, fusion) for image in zip(unit, worth, strict=True)])
+        images = [_by_blocks(*image, keep, fusion) for image in zip(unit, worth, strict=True)]
+        picked, cosines = (torch.stack(parts) for parts in zip(*images, strict=True))
     elif unit.is_cuda and _has_triton() and unit.shape[0] * unit.shape[1] ** 2 * 4 <= _LARGEST_GRAM:
         from zooprune.kernels.greedy import greedy_picks
 
-        picked = greedy_picks(unit @ unit.mT, worth, keep, product=fusion == "product")
+        gram = unit @ unit.mT
+        picked = greedy_picks(gram, worth, keep, product=fusion == "product")
+        cosines = gram.gather(1, picked[..., None].expand(-1, -1, gram.shape[-1]))
     else:
-        picked = _step_by_step(unit, worth, keep, fusion)
-    return picked[0] if alone else picked
+        picked, cosines = _step_by_step(unit, worth, keep, fusion)
+    return (picked[0], cosines[0]) if alone else (picked, cosines)
 
 
 @cache
@@ -148,10 +170,11 @@ def _gain(worth: Tensor, cosine: Tensor, fusion: Fusion) -> Tensor:
     return worth * distance if fusion == "product" else worth + distance
 
 
-def _step_by_step(unit: Tensor, worth: Tensor, keep: int, fusion: Fusion) -> Tensor:
-    """Pick with one product per step: (B, N, d) and (B, N) -> (B, keep)."""
+def _step_by_step(unit: Tensor, worth: Tensor, keep: int, fusion: Fusion) -> tuple[Tensor, Tensor]:
+    """Pick with one product per step: (B, N, d) and (B, N) -> (B, keep) and (B, keep, N)."""
     images = torch.arange(len(unit), device=unit.device)
     picked = torch.empty(len(unit), keep, dtype=torch.int64, device=unit.device)
+    cosines = unit.new_empty(len(unit), keep, unit.shape[1])
     closed = worth == -torch.inf
     usable = worth.masked_fill(closed, 0)
     score, least = worth, torch.full_like(worth, torch.inf)
@@ -160,44 +183,47 @@ def _step_by_step(unit: Tensor, worth: Tensor, keep: int, fusion: Fusion) -> Ten
         best = score.argmax(-1)
         picked[:, place] = best
         closed[images, best] = True
-        cosine = (unit @ unit[images, best, :, None])[..., 0]
+        cosines[:, place] = cosine = (unit @ unit[images, best, :, None])[..., 0]
         least = torch.minimum(least, _gain(usable, cosine, fusion))
         score = least.masked_fill(closed, -torch.inf)
-    return picked
+    return picked, cosines
 
 
-def _by_blocks(unit: Tensor, worth: Tensor, keep: int, fusion: Fusion) -> Tensor:
-    """Pick for one image, working out cosines for a block of tokens at a time: (N, d) and (N,) -> (keep,).
+def _by_blocks(unit: Tensor, worth: Tensor, keep: int, fusion: Fusion) -> tuple[Tensor, Tensor]:
+    """Pick for one image, working out cosines for a block of tokens at a time: (N, d) and (N,) -> (keep,), (keep, N).
 
     A matrix product is many times faster than as many products with one token, so the tokens that lead at present are
-    taken together: most are picked sooner or later. What is known never takes more memory than the embeddings.
+    taken together: most are picked sooner or later. What is known of tokens that may be picked never takes more than
+    twice the memory of the embeddings.
     """
     total, width = unit.shape
     least, most = _BLOCKS
     block = min(max(least, min(keep // 2, most)), width, total)
     usable = worth.masked_fill(worth == -torch.inf, 0)
     picked = torch.empty(keep, dtype=torch.int64)
-    known: dict[int, Tensor] = {}
+    cosines = unit.new_empty(keep, total)
+    known: dict[int, tuple[Tensor, Tensor]] = {}
     unknown = torch.zeros(total)
     score = worth
     for place in range(keep):
         best = int(score.argmax())
         picked[place] = best
-        gain = known.get(best)
-        if gain is None:
+        if best not in known:
             if len(known) + block > width:
                 known.clear()
                 unknown.zero_()
             hopes = score + unknown
             hopes[best] = torch.inf
             likely = hopes.topk(block).indices
-            known.update(zip(likely.tolist(), _gain(usable, unit[likely] @ unit.T, fusion), strict=True))
+            cosine = unit[likely] @ unit.T
+            gains = _gain(usable, cosine, fusion)
+            known.update(zip(likely.tolist(), zip(cosine, gains, strict=True), strict=True))
             unknown[likely] = -torch.inf
-            gain = known[best]
+        cosines[place], gain = known[best]
         if place == 0:
             score = gain.masked_fill(worth == -torch.inf, -torch.inf)
         else:
             # Tokens that are excluded or picked stay where they are, at minus infinity.
             torch.minimum(score, gain, out=score)
         score[best] = -torch.inf
-    return picked
+    return picked, cosines
