@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zooprune.generation import Session
 from zooprune.loading import load_model
-from zooprune.policy import Newlines, Policy, Positions, Scope
+from zooprune.policy import Dropped, Newlines, Policy, Positions, Scope
 from zooprune.pruners import UNPRUNED, Pruner, get_pruner
 from zooprune.reports import Report
 
@@ -127,7 +127,7 @@ class Answerer:
         One of `zooprune.list_pruners`, or "none".
     keep : int or float
         Tokens or share to keep, as in `zooprune.ZooPrune`. Left out for "none".
-    positions, scope, newlines : str
+    positions, scope, newlines, dropped : str
         As in `zooprune.prune`.
     dtype, device : str
         As in `zooprune.loading.load_model`.
@@ -149,6 +149,7 @@ class Answerer:
         positions: Positions = "auto",
         scope: Scope = "image",
         newlines: Newlines = "drop",
+        dropped: Dropped = "discard",
         dtype: str = "auto",
         device: str = "auto",
         **options: Any,
@@ -164,7 +165,7 @@ class Answerer:
         self.model, self.processor = model, processor
         self._session = None
         if pruner is not None:
-            self._session = Session(model, pruner, Policy(positions, scope, newlines))
+            self._session = Session(model, pruner, Policy(positions, scope, newlines, dropped))
 
     def close(self) -> None:
         """Give the model its own `generate` back."""

@@ -30,7 +30,7 @@ class Answer:
     prefill_flops, kv_cache_bytes : int
         Of the whole prompt; see `zooprune.costs`.
     seconds : dict of str to float
-        Per stage: encode, score, select, prefill, decode.
+        Per stage: encode, score, select, assign, prefill, decode.
     images : tuple of ImageReport
         Which tokens stayed, and where they lie; more than one where a model reads an image as several.
     """
@@ -65,6 +65,7 @@ def ask(
     image: Image.Image,
     question: str,
     pruner: Pruner | Plan,
+    policy: Policy = Policy(),  # noqa: B008, it is frozen
     *,
     max_new_tokens: int = 64,
 ) -> Comparison:
@@ -78,6 +79,8 @@ def ask(
         RGB.
     question : str
     pruner : Pruner or Plan
+    policy : Policy
+        Not looked at with a plan, which has its own.
     max_new_tokens : int
         Length of the answers at most.
 
@@ -86,7 +89,7 @@ def ask(
     Comparison
     """
     inputs = build_inputs(processor, [[image]], [question]).to(model.device, model.dtype)
-    method, policy = (pruner.pruner(), pruner.policy) if isinstance(pruner, Plan) else (pruner, Policy())
+    method, policy = (pruner.pruner(), pruner.policy) if isinstance(pruner, Plan) else (pruner, policy)
     with held(model):
         # The first call pays for allocations that are none of the method's cost.
         with Session(model, method, policy):

@@ -32,7 +32,9 @@ app = typer.Typer(
 )
 _out, _err = Console(), Console(stderr=True)
 
-_STAGES = ("encode", "score", "select", "prefill", "decode")
+_STAGES = ("encode", "score", "select", "assign", "prefill", "decode")
+#: What only pruning spends time on.
+_CHOOSING = ("score", "select", "assign")
 
 
 @app.command()
@@ -44,8 +46,12 @@ def ask(
     keep: Annotated[
         str | None, typer.Option(help="Visual tokens to keep: 64, another number, or a share such as 0.25.")
     ] = None,
+    dropped: Annotated[
+        str | None, typer.Option(help="What becomes of dropped tokens: 'stand in' when left out, discard, mean, mass.")
+    ] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="Use a plan from 'zooprune calibrate' instead of --method and --keep.")
+        Path | None,
+        typer.Option(help="Use a plan from 'zooprune calibrate' instead of --method, --keep and --dropped."),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write a picture of what was kept to this PNG file.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -80,18 +86,19 @@ def ask(
     if plan is None:
         method = method or "zoo"
         pruner = get_pruner(method, keep=budget)
+        (policy,) = _policies({"dropped": [dropped or "stand in"]})
     else:
-        pruner = _load_plan(plan, [model], method, keep)
-        method = pruner.method
+        pruner = _load_plan(plan, [model], method, keep, dropped)
+        method, policy = pruner.method, pruner.policy
     _quiet_libraries()
     with _waiting(f"loading {model}", quiet=as_json):
         loaded, processor = load_model(model, dtype=dtype, device=device)
     assert question is not None
     with _waiting("asking", quiet=as_json):
-        result = ask_model(loaded, processor, picture, question, pruner, max_new_tokens=max_new_tokens)
+        result = ask_model(loaded, processor, picture, question, pruner, policy, max_new_tokens=max_new_tokens)
     # The answer first: it is not lost if the picture cannot be made.
     if as_json:
-        print(json.dumps(_as_json(result, question, method, expected, save)))
+        print(json.dumps(_as_json(result, question, method, policy, expected, save)))
     else:
         _print_comparison(result, question, method, expected)
     if save is not None:
@@ -263,6 +270,9 @@ def calibrate(
     keep: Annotated[
         list[str] | None, typer.Option(help="Candidate budgets; may be repeated; shares from 0.75 to 0.028.")
     ] = None,
+    dropped: Annotated[
+        str, typer.Option(help="What becomes of dropped tokens: discard, mean, mass or 'stand in'.")
+    ] = "discard",
     batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply at most.")] = 64,
     out: Annotated[Path, typer.Option(help="File to write the plan to.")] = Path("plan.json"),
@@ -272,6 +282,7 @@ def calibrate(
 ) -> None:
     """Find the smallest budget that keeps a model's answers on your questions, with 95 % confidence."""
     _check_writable(out, "--out")
+    (policy,) = _policies({"dropped": [dropped]})
     budgets = [_parse_keep(one) for one in keep or ()]
     with _waiting("loading torch and transformers", quiet=as_json):
         from zooprune.data.examples import load_examples
@@ -287,7 +298,7 @@ def calibrate(
     with _progress() as progress:
         bar = progress.add_task("asking", total=len(examples))
         plan, candidates = find_plan(
-            subject, examples, method or ["zoo"], budgets or SHARES,
+            subject, examples, method or ["zoo"], budgets or SHARES, policy,
             quality=keep_quality, batch=batch, progress=lambda asked: progress.advance(bar, asked),
         )  # fmt: skip
     plan.save(out)
@@ -475,7 +486,9 @@ def _save(path: Path, question: str, result: Comparison, method: str) -> None:
     save_picture(drawn, path)
 
 
-def _as_json(result: Comparison, question: str, method: str, expected: str | None, save: Path | None) -> dict[str, Any]:
+def _as_json(
+    result: Comparison, question: str, method: str, policy: Policy, expected: str | None, save: Path | None
+) -> dict[str, Any]:
     def plain(answer: Answer) -> dict[str, Any]:
         fields = {key: value for key, value in vars(answer).items() if key != "images"}
         return fields | {"kept": [image.selection.index.tolist() for image in answer.images]}
@@ -483,6 +496,7 @@ def _as_json(result: Comparison, question: str, method: str, expected: str | Non
     return {
         "question": question,
         "method": method,
+        "dropped": policy.dropped,
         "expected": expected,
         "changed": result.changed,
         "full": plain(result.full),
@@ -511,7 +525,7 @@ def _print_comparison(result: Comparison, question: str, method: str, expected: 
         for name in _STAGES
     ]
     for name, before, after, form in rows:
-        shown = "" if name in ("score ms", "select ms") else f"{after / before:.2f}" if before else ""
+        shown = "" if name.removesuffix(" ms") in _CHOOSING else f"{after / before:.2f}" if before else ""
         table.add_row(name, form.format(before), form.format(after), shown, end_section=name == "KV cache MB")
     _out.print(table)
     if expected is not None:

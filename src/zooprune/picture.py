@@ -1,4 +1,4 @@
-"""Show what was kept: the image with dropped patches dimmed, beside the map of scores."""
+"""Show what was kept: the image with dropped patches dimmed, the map of scores, and who stands in for whom."""
 
 from __future__ import annotations
 
@@ -58,12 +58,17 @@ def draw_kept(image: Image.Image, reports: Sequence[ImageReport], caption: str, 
     shown = image.resize(_panel(image.width, image.height), Image.Resampling.LANCZOS)
     panels = [_dim(shown, kept.reshape(rows, columns))]
     headings = [f"kept {len(report.selection)} of {report.selection.total} visual tokens"]
+    if report.selection.into is not None:
+        owners = np.full(rows * columns, -1)
+        owners[place] = report.selection.into[shows].numpy()
+        panels.append(_regions(shown, owners.reshape(rows, columns), kept.reshape(rows, columns)))
+        headings.append("which kept patch stands in for which")
     if report.selection.scores is not None:
         scores = np.zeros(rows * columns)
         scores[place] = _ranks(report.selection.scores[shows].double().numpy())
         panels.append(_heat(shown, scores.reshape(rows, columns)))
         headings.append(f"{scores_label}, by rank")
-    return _page(panels, headings, caption, legend=len(panels) > 1)
+    return _page(panels, headings, caption, legend=report.selection.scores is not None)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
@@ -92,6 +97,18 @@ def _heat(image: Image.Image, scores: np.ndarray) -> Image.Image:
     smooth = np.asarray(Image.fromarray(scores.astype(np.float32)).resize(image.size, Image.Resampling.NEAREST))
     grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None]
     return Image.fromarray((0.7 * _colour(smooth) + 0.3 * grey).clip(0, 255).astype(np.uint8))
+
+
+def _regions(image: Image.Image, owners: np.ndarray, kept: np.ndarray) -> Image.Image:
+    """Tint the patches of a kept one alike, and leave the kept patch itself as it is."""
+    # Hues a golden section apart: neighbours in number, which are often neighbours in place, differ most.
+    hues = (owners * 0.618034) % 1
+    tints = np.stack([0.5 + 0.5 * np.cos(2 * np.pi * (hues + shift)) for shift in (0, 1 / 3, 2 / 3)], axis=-1) * 255
+    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float64)
+    tints[owners < 0] = 255
+    tint = np.asarray(Image.fromarray(tints.astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST))
+    mask = np.asarray(Image.fromarray(kept).resize(image.size, Image.Resampling.NEAREST))
+    return Image.fromarray(np.where(mask[..., None], np.asarray(image), 0.45 * grey + 0.55 * tint).astype(np.uint8))
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:

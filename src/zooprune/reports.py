@@ -64,7 +64,7 @@ class Report:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds per stage: encode, score, select, and for `generate` prefill and decode."""
+        """Seconds per stage: encode, score, select, assign, and for `generate` prefill and decode."""
         return self._timings.seconds()
 
     @property

@@ -14,7 +14,8 @@ from zooprune.benching.paper import AsPublished
 from zooprune.benching.shapes import shape_of
 from zooprune.costs import generation_flops
 from zooprune.families import find_family
-from zooprune.generation import prune
+from zooprune.generation import Session, prune
+from zooprune.policy import Policy
 from zooprune.pruners import Pruner, ZooPrune
 from zooprune.reports import Report
 from zooprune.sensitivity.weight_cache import hold
@@ -72,7 +73,13 @@ def rows(
     found = []
     for budget in budgets or known.budgets:
         keep = Budget(budget).count(known.tokens)
-        pruners = {"zooprune": ZooPrune(keep=keep)} | ({"as published": AsPublished(keep=keep)} if published else {})
+        zoo = ZooPrune(keep=keep)
+        pruners: dict[str, tuple[Pruner, Policy]] = {
+            "zooprune": (zoo, Policy()),
+            "standing in": (zoo, Policy(dropped="stand in")),
+        }
+        if published:
+            pruners["as published"] = AsPublished(keep=keep), Policy()
         with prune(model, FirstTokens(keep)) as session:
             limit = without_choosing(model, inputs, session.prepare(inputs))
             lengths = {"all tokens": session.reports[-1].prompt_length, "limit": session.reports[-1].pruned_length}
@@ -80,13 +87,13 @@ def rows(
             options = {"max_new_tokens": count, "do_sample": False}
             providers: dict[str, Callable[[], object]] = {
                 "limit": partial(limit, **options),
-                **{name: partial(pruned, model, inputs, pruner, options) for name, pruner in pruners.items()},
+                **{name: partial(pruned, model, inputs, *how, options) for name, how in pruners.items()},
                 "all tokens": partial(model.generate, **inputs, **options),
             }
             text = model.config.get_text_config()
             flops = {name: generation_flops(text, lengths.get(name, lengths["limit"]), count) for name in providers}
             # The first of them works out what depends on the weights alone.
-            *_, stages = (pruned(model, inputs, pruners["zooprune"], options).seconds for _ in range(2))
+            *_, stages = (pruned(model, inputs, *pruners["standing in"], options).seconds for _ in range(2))
             with torch.no_grad():
                 found += time_in_turn(
                     providers, repeats=repeats, device=device, flops=flops, shape=shape, budget=budget, keep=keep,
@@ -95,9 +102,9 @@ def rows(
     return found
 
 
-def pruned(model: Any, inputs: dict[str, Any], pruner: Pruner, options: dict[str, Any]) -> Report:
+def pruned(model: Any, inputs: dict[str, Any], pruner: Pruner, policy: Policy, options: dict[str, Any]) -> Report:
     """Answer one request with pruning, and return what became of it."""
-    with prune(model, pruner) as session:
+    with Session(model, pruner, policy) as session:
         model.generate(**inputs, **options)
         return session.reports[-1]
 

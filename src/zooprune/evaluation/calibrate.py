@@ -31,6 +31,7 @@ from zooprune.evaluation.intervals import clusters
 from zooprune.evaluation.metrics import normalise
 from zooprune.evaluation.runner import Setting, Subject, fingerprint
 from zooprune.plan import Plan
+from zooprune.policy import Policy
 from zooprune.sensitivity.weight_cache import held
 
 #: Candidate shares of the visual tokens, from easy to hard.
@@ -143,6 +144,7 @@ def calibrate(
     examples: Sequence[Example],
     methods: Sequence[str],
     keeps: Sequence[int | float] = SHARES,
+    policy: Policy = Policy(),  # noqa: B008, it is frozen
     *,
     quality: float = 0.99,
     confidence: float = 0.95,
@@ -160,6 +162,8 @@ def calibrate(
     methods : sequence of str
     keeps : sequence of int, or of float
         Candidate budgets.
+    policy : Policy
+        How to prune, whatever the method; the plan says so.
     quality : float
         The least share of answers to keep, in (0, 1).
     confidence : float
@@ -196,7 +200,7 @@ def calibrate(
         if each < 1:
             there += f" that share scenes, worth {enough:.0f} about scenes of their own"
         raise ValueError(_too_few(quality, confidence, len(methods), needed, there))
-    chains = [[Setting(method, keep) for keep in sorted(set(keeps), reverse=True)] for method in methods]
+    chains = [[Setting(method, keep, policy=policy) for keep in sorted(set(keeps), reverse=True)] for method in methods]
     measure: Measure = "right answers kept" if all(example.answers for example in examples) else "agreement"
 
     def count(settings: Sequence[Setting], first: int, last: int) -> list[tuple[int, int]]:
@@ -229,6 +233,7 @@ def calibrate(
         subject.name,
         best.setting.method,
         best.setting.keep,
+        policy=policy,
         certified={
             "quality": quality,
             "confidence": confidence,

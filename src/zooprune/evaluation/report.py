@@ -95,7 +95,7 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("visual tokens", lambda arm: f"{arm['kept_tokens']:,.0f}"),
     ("GFLOPs", lambda arm: f"{arm['flops'] / 1e9:,.2f}"),
     ("KV MB", lambda arm: f"{arm['kv_bytes'] / 1e6:,.2f}"),
-    ("pruner ms", lambda arm: _milliseconds(arm, "score", "select")),
+    ("pruner ms", lambda arm: _milliseconds(arm, "score", "select", "assign")),
     ("prefill ms", lambda arm: _milliseconds(arm, "prefill")),
     ("first token ms", lambda arm: _milliseconds(arm, "first_token")),
     ("total ms", lambda arm: _milliseconds(arm, "total")),

@@ -43,7 +43,7 @@ class ZooPruneLmm(lmms):
     device : str
         "auto", "cpu", "cuda:1", ...; every process of `accelerate launch` takes its own.
     **options
-        `method`, `keep`, `positions`, `scope`, `newlines`, `dtype` and fields of the method, all as in
+        `method`, `keep`, `positions`, `scope`, `newlines`, `dropped`, `dtype` and fields of the method, all as in
         `zooprune.answering.Answerer`.
 
     Raises

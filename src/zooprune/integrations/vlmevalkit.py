@@ -26,8 +26,8 @@ class ZooPruneVLM(BaseModel):
     use_vllm : bool
         VLMEvalKit gives this to every model whose key there holds a name such as "Qwen2.5-VL". Must be False.
     **options
-        `method`, `keep`, `positions`, `scope`, `newlines`, `dtype`, `device` and fields of the method, all as in
-        `zooprune.answering.Answerer`.
+        `method`, `keep`, `positions`, `scope`, `newlines`, `dropped`, `dtype`, `device` and fields of the method,
+        all as in `zooprune.answering.Answerer`.
 
     Raises
     ------
