@@ -12,6 +12,7 @@ from zooprune import ZooPrune, prune, sensitivity
 from zooprune.benching import QUESTIONS, end_to_end, measure, measuring, paper, shapes
 from zooprune.benching.table import table
 from zooprune.cli import Console
+from zooprune.policy import Policy
 from zooprune.selection import greedy_diverse
 
 VISION = {
@@ -62,7 +63,7 @@ def test_the_plain_loop_picks_the_same():
 def test_the_method_as_published_prunes_a_request():
     shape = shapes.SHAPES["tiny"]
     model, inputs = shape.model(), shape.inputs()
-    report = end_to_end.pruned(model, inputs, paper.AsPublished(keep=5), {"max_new_tokens": 1})
+    report = end_to_end.pruned(model, inputs, paper.AsPublished(keep=5), Policy(), {"max_new_tokens": 1})
     assert report.kept == 5
 
 

@@ -126,7 +126,36 @@ def test_calibrate_writes_a_plan_that_ask_and_eval_take(wide, photo, tmp_path): 
     assert code == 0 and [(arm["method"], arm["keep"]) for arm in summary] == [("none", None), ("zoo", 575)]
 
 
+def test_eval_compares_what_becomes_of_dropped_tokens(wide, photo, tmp_path):  # noqa: F811
+    rows = [{"image": "photo.jpg", "question": "is there a car?", "answers": ["yes"]}]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, out, _ = wide(
+        "eval", "--data", "mine.jsonl", "--method", "zoo", "--keep", "64", "--timed", "0", "--dropped", "discard",
+        "--dropped", "stand in", "--positions", "auto", "--positions", "original", "--scope", "prompt",
+        "--newlines", "rows", "--json",
+    )  # fmt: skip
+    assert code == 0
+    arms = [arm["method"] for arm in json.loads(out)["models"]["bundled"]["summary"]]
+    rest = "scope=prompt, newlines=rows"
+    assert sorted(arms) == sorted(
+        ["none", f"zoo({rest})", f"zoo({rest}, dropped=stand in)", f"zoo(positions=original, {rest})",
+         f"zoo(positions=original, {rest}, dropped=stand in)"]
+    )  # fmt: skip
+
+
+def test_a_calibrated_plan_says_what_becomes_of_dropped_tokens(wide, photo, tmp_path):  # noqa: F811
+    rows = [{"image": "photo.jpg", "question": f"is there a {word}?", "cluster": word} for word in ("car", "dog")]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ("--keep", "575", "--keep-quality", "0.2", "--dropped", "stand in", "--out", "plan.json")
+    assert wide("calibrate", "--data", "mine.jsonl", *arguments)[0] == 0
+    assert json.loads((tmp_path / "plan.json").read_text())["dropped"] == "stand in"
+    code, out, _ = wide("ask", "photo.jpg", "is there a dog?", "--plan", "plan.json", "--json")
+    assert code == 0 and json.loads(out)["dropped"] == "stand in"
+
+
 BAD = {
+    "dropped": (["eval", "--dropped", "forget"], "dropped='forget' is not one of discard, mean, mass, stand in"),
+    "plan and dropped": (["ask", "--plan", "plan.json", "--dropped", "mean"], "leave out --method"),
     "method": (["eval", "--method", "zooo"], "did you mean 'zoo'"),
     "keep": (["eval", "--keep", "0"], "at least 1"),
     "task": (["eval", "--task", "counting"], "no task 'counting'"),

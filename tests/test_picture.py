@@ -39,6 +39,22 @@ def test_scores_get_a_panel_of_their_own():
     assert panel[-5, -5, 1] > panel[-5, -5, 2]
 
 
+def test_patches_of_a_kept_one_are_tinted_alike_and_its_own_is_not():
+    image = Image.new("RGB", (56, 56), (90, 90, 90))
+    into = torch.tensor([0, 0, 0, 0] + [0, 1, 1, 1] + [1] * 7 + [-1])
+    held = report([0, 5])
+    held = ImageReport(0, Selection(torch.tensor([0, 5]), GRID * GRID, into=into), held.positions)
+    page = draw_kept(image, [held], "q", scores_label="score")
+    panel = np.asarray(page.crop((32 + _SIDE, 42, 32 + 2 * _SIDE, 42 + _SIDE)))
+    step = _SIDE // GRID
+    colours = [
+        tuple(panel[row * step + step // 2, column * step + step // 2]) for row in range(4) for column in range(4)
+    ]
+    assert colours[0] == colours[5] == (90, 90, 90)
+    assert len({colours[place] for place in (1, 2, 3, 4)}) == len({colours[place] for place in range(6, 15)}) == 1
+    assert len({*colours}) == 4
+
+
 def test_a_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "out.png"
     path.write_bytes(b"old")

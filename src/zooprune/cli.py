@@ -416,7 +416,9 @@ def _load_plan(path: Path, models: list[str], *others: object) -> Plan:
     from zooprune.plan import Plan
 
     if any(other is not None for other in others):
-        raise ValueError("--plan says how to prune; leave out the other options about that")
+        raise ValueError(
+            "--plan says how to prune; leave out --method, --keep, --seed and the options for what is dropped"
+        )
     plan = Plan.load(path)
     if models != [plan.model]:
         raise ValueError(f"{path} was made for {plan.model}; give --model {plan.model}, or calibrate the other one too")

@@ -1,0 +1,141 @@
+"""What becomes of dropped tokens: every method with every way, from the folders of finished runs of ``zooprune eval``.
+
+    zooprune eval --method zoo --keep 64 --dropped discard --dropped "stand in" --positions contiguous \
+        --positions original --batch 45 --timed 0 --max-new-tokens 8 --out runs/zoo
+    python benchmarks/dropped.py runs/zoo runs/others     # makes dropped-*.json and prints the tables
+    python benchmarks/dropped.py                          # prints the tables of the newest file
+
+``positions="auto"`` needs no run: it is "contiguous" for questions about one image and "original" for the others. The
+scenes are dealt into two halves, so that what was chosen on one can be confirmed on the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from environment import RESULTS, write
+from tables import percent, show, span
+from zooprune.data.examples import bundled_examples
+from zooprune.evaluation.intervals import clusters
+from zooprune.evaluation.metrics import arrange, compare
+from zooprune.evaluation.runner import Row, read_rows
+
+WAYS = ("discard", "mean", "mass", "stand in")
+POSITIONS = ("contiguous", "original", "auto")
+NONE = "none"
+
+
+def read(folders: Iterable[Path]) -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows of all runs, those of the unpruned model once, and what the runs were."""
+    rows, runs, seen = [], {}, set()
+    for folder in folders:
+        run = json.loads((folder / "run.json").read_text())
+        runs[folder.name] = run["configuration"] | {"commit": run["environment"]["commit"]}
+        for row in read_rows(folder / "results.jsonl"):
+            key = row["method"], row["keep"], row["seed"], row["id"]
+            if key not in seen:
+                seen.add(key)
+                rows.append(row)
+    return rows, runs
+
+
+def with_auto(rows: list[Row]) -> list[Row]:
+    """Return the rows, and those that "auto" would have given."""
+    images = {example.id: len(example.images) for example in bundled_examples()}
+    auto = []
+    for row in rows:
+        if row["method"] != NONE and taken(row)[1] == ("original" if images[row["id"]] > 1 else "contiguous"):
+            method, _, dropped = taken(row)
+            auto.append(row | {"method": label(method, "auto", dropped)})
+    return rows + auto
+
+
+def taken(row: Row) -> tuple[str, str, str]:
+    """Return method, positions and what became of dropped tokens."""
+    method, _, rest = row["method"].partition("(")
+    options = dict(part.split("=") for part in rest.rstrip(")").split(", "))
+    return method, options["positions"], options.get("dropped", "discard")
+
+
+def label(method: str, positions: str, dropped: str) -> str:
+    return f"{method}(positions={positions}" + ("" if dropped == "discard" else f", dropped={dropped}") + ")"
+
+
+def figures(rows: list[Row]) -> list[dict[str, Any]]:
+    """Return one row for each method, way, positions and budget that all questions were asked with."""
+    questions = {row["id"]: row for row in rows if row["method"] == NONE}
+    group = dict(zip(questions, clusters(row["scenes"] for row in questions.values()).tolist(), strict=True))
+    parts = {
+        "all": set(questions),
+        "without counting": {name for name, row in questions.items() if row["task"] != "count"},
+        "one image": {name for name, row in questions.items() if row["task"] != "pair"},
+        "two images": {name for name, row in questions.items() if row["task"] == "pair"},
+        "first half": {name for name in questions if group[name] % 2 == 0},
+        "second half": {name for name in questions if group[name] % 2 == 1},
+    }
+    arms: dict[tuple[str, int], int] = {}
+    for row in rows:
+        arms[row["method"], row["keep"]] = arms.get((row["method"], row["keep"]), 0) + 1
+    whole = [row for row in rows if arms[row["method"], row["keep"]] % len(questions) == 0]
+    answers = {part: arrange(row for row in whole if row["id"] in names) for part, names in parts.items()}
+    found = []
+    for (name, keep), count in arms.items():
+        if name == NONE or count % len(questions):
+            continue
+        method, positions, dropped = taken({"method": name})
+        before = label(method, "contiguous", "discard")
+        accuracy = {part: float(np.nanmean(their.right[their.number((name, keep))])) for part, their in answers.items()}
+        against = {}
+        if (before, keep) in arms and before != name:
+            against = {part: compare(their, (name, keep), (before, keep)) for part, their in answers.items()}
+        found.append(
+            {"method": method, "positions": positions, "dropped": dropped, "keep": keep, "accuracy": accuracy}
+            | {"against discarding": {part: {key: gap[key] for key in ("difference", "interval", "p")}
+                                      for part, gap in against.items()}}
+        )  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="*", help="folders of finished runs")
+    arguments = parser.parse_args()
+    if arguments.runs:
+        rows, runs = read(arguments.runs)
+        path = write("dropped", {"runs": runs, "rows": figures(with_auto(rows))})
+        print(path)
+    else:
+        path = max(RESULTS.glob("dropped-20*.json"))
+    rows = json.loads(path.read_text())["rows"]
+    for part in ("all", "without counting", "one image", "two images", "first half", "second half"):
+        print(f"**{part}**\n")
+        _table(rows, part)
+    print("**against discarding, contiguous**\n")
+    show(
+        ("method", "dropped", "positions", "tokens", "difference", "95 %", "p", "second half"),
+        ((row["method"], row["dropped"], row["positions"], str(row["keep"]),
+          percent(row["against discarding"]["all"]["difference"], "+"),
+          span(row["against discarding"]["all"]["interval"], "+"), f"{row['against discarding']['all']['p']:.2g}",
+          percent(row["against discarding"]["second half"]["difference"], "+"))
+         for row in rows if row["against discarding"]),
+    )  # fmt: skip
+
+
+def _table(rows: list[dict[str, Any]], part: str) -> None:
+    keeps = sorted({row["keep"] for row in rows}, reverse=True)
+    found = {(row["method"], row["dropped"], row["positions"], row["keep"]): row["accuracy"][part] for row in rows}
+    arms = sorted({key[:3] for key in found}, key=lambda arm: (arm[0], WAYS.index(arm[1]), POSITIONS.index(arm[2])))
+    show(
+        ("method", "dropped", "positions", *map(str, keeps)),
+        ((*arm, *(percent(found[(*arm, keep)]) if (*arm, keep) in found else "" for keep in keeps)) for arm in arms),
+    )
+
+
+if __name__ == "__main__":
+    main()
