@@ -68,7 +68,7 @@ def test_json_is_all_that_is_printed(command, photo, tmp_path):
     assert result["full"]["visual_tokens"] == 576 and result["pruned"]["visual_tokens"] == 144
     assert [len(kept) for kept in result["pruned"]["kept"]] == [144]
     assert result["full"]["prefill_flops"] > result["pruned"]["prefill_flops"] > 0
-    assert set(result["pruned"]["seconds"]) == {"encode", "score", "select", "prefill", "decode"}
+    assert set(result["pruned"]["seconds"]) == {"encode", "score", "select", "assign", "prefill", "decode"}
     assert result["picture"] is None and not (tmp_path / "answer.png").exists()
 
 
