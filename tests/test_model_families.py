@@ -89,6 +89,8 @@ def test_bare_forward_passes_see_what_generate_sees(case, model):
 def test_original_positions_equal_a_dense_run_with_masked_keys(case, model):
     if case.name in WITHOUT_KEYS:
         pytest.skip("not all of its layers have keys that could be masked")
+    if not find_family(model).takes_positions:
+        pytest.skip("its generate takes no positions, which is refused: see below")
     inputs = case.make(model, [[case.kinds - 1, 0]])
     with torch.no_grad(), prune(model, pruner(3), positions="original") as session:
         prepared = session.prepare(inputs)
@@ -102,6 +104,32 @@ def test_original_positions_equal_a_dense_run_with_masked_keys(case, model):
         dense["attention_mask"] = stays.long()
         expected = model(**dense).logits[:, -1]
     torch.testing.assert_close(pruned, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_generate_reads_the_positions_that_a_bare_forward_pass_reads(case, model):
+    """Tokens keep their positions in a prompt of two images, wherever the model lets them."""
+    inputs = case.make(model, [[case.kinds - 1, 0]])
+    seen = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(kwargs.get("position_ids")), with_kwargs=True
+    )
+    with torch.no_grad(), prune(model, pruner(3)) as session:
+        model.generate(**inputs, max_new_tokens=1)
+        model(**session.prepare(inputs))
+    hook.remove()
+    generated, bare = seen
+    if generated is None:
+        generated = torch.arange(bare.shape[-1]).expand_as(bare) + find_family(model).first_position
+    assert torch.equal(generated, bare)
+
+
+@pytest.mark.parametrize("name", ["hyperclovax", "exaone"])
+def test_positions_that_generate_would_drop_are_refused(name):
+    model = CASES[name].model()
+    with pytest.raises(ValueError, match="takes no positions"):
+        prune(model, "zoo", keep=3, positions="original")
+    with prune(model, "zoo", keep=3):
+        pass
 
 
 def kept_columns(session, inputs):

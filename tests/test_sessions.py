@@ -217,9 +217,11 @@ def test_decoding_by_hand_goes_on_as_generate_does(name, keep):
         model.generate(**case.make(model, [[0]], seed=7), max_new_tokens=2)
         prepared = session.prepare(inputs)
         out = model(**prepared, use_cache=True)
-        logits = [out.logits[:, -1]]
+        logits, last = [out.logits[:, -1]], prepared["position_ids"][..., -1:]
         while len(logits) < 5:
-            out = model(input_ids=logits[-1].argmax(-1, keepdim=True), past_key_values=out.past_key_values)
+            # With several images tokens keep their positions, which models without M-RoPE cannot count on from.
+            places = {"position_ids": last + len(logits)} if last.ndim == 2 else {}
+            out = model(input_ids=logits[-1].argmax(-1, keepdim=True), past_key_values=out.past_key_values, **places)
             logits.append(out.logits[:, -1])
     for one, other in zip(said.logits, logits, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -29,7 +29,7 @@ from zooprune.decoder.mass import Mass, WeighedOutputs, Weighing, counting
 from zooprune.families import find_family
 from zooprune.plan import Plan
 from zooprune.policy import Dropped, Newlines, Policy, Positions, Scope
-from zooprune.prefill import check_signals, prefill
+from zooprune.prefill import check_positions, check_signals, prefill
 from zooprune.profiling import Timings
 from zooprune.pruners import Pruner, get_pruner
 from zooprune.reports import Report
@@ -76,7 +76,8 @@ def prune(
         A configured method, the name of one with its options: ``prune(model, "zoo", keep=64)``, or what
         ``zooprune calibrate`` found: ``prune(model, Plan.load("plan.json"))``. A plan sets all that follows.
     positions : {"auto", "contiguous", "original"}
-        Whether kept tokens are numbered anew or keep their positions. "auto" is what suits the model family.
+        Whether kept tokens are numbered anew or keep their positions. "auto" keeps them with M-RoPE and in prompts with
+        several images.
     scope : {"image", "tile", "prompt"}
         What one choice is made among: an image, or all images of a prompt together; "tile" deals the budget of an
         image out to its tiles, or that of a video to its frames, as the paper does for LLaVA-NeXT.
@@ -133,6 +134,7 @@ class Session:
             raise TypeError(f"expected a Pruner, the name of one or a Plan, got {type(pruner).__name__}")
         self._family = find_family(model)
         check_signals(model, self._family, pruner)
+        check_positions(model, self._family, policy)
         self.model, self.pruner, self.policy = model, pruner, policy
         self.reports: list[Report] = []
         with _opening:
@@ -186,8 +188,9 @@ class Session:
         """Return what to call the model with: ``model(**session.prepare(inputs))``.
 
         Gradients flow through tower and projector unless the caller switched them off. Decoding by hand goes on as
-        usual with models that count positions themselves; with ``positions="original"`` and a model without M-RoPE,
-        give `position_ids` to every further step, one above the last. With ``dropped="mass"`` or ``"stand in"``, call
+        usual with models that count positions themselves. Where tokens keep their positions (``positions="original"``,
+        or "auto" and several images) and the model has no M-RoPE, give `position_ids` to every further step, one above
+        the last. With ``dropped="mass"`` or ``"stand in"``, call
         the model while the session is open.
 
         Parameters

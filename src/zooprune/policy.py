@@ -25,7 +25,8 @@ class Policy:
     Parameters
     ----------
     positions : {"auto", "contiguous", "original"}
-        Whether kept tokens are numbered anew or keep their positions. "auto" is what suits the model family.
+        Whether kept tokens are numbered anew or keep their positions. "auto" keeps them with M-RoPE and in
+        prompts with several images.
     scope : {"image", "tile", "prompt"}
         What one choice is made among: an image, or all images of a prompt together. "tile" deals the budget of an
         image out to its tiles, or that of a video to its frames, as the paper does for LLaVA-NeXT.

@@ -141,7 +141,8 @@ def _keep_positions(policy: Policy, family: Family, images: Tensor) -> Tensor:
     """Return which prompts keep the positions of their tokens, given how many images each has: bool, (B,)."""
     if policy.positions == "auto":
         # Renumbered, the images of a prompt move closer together; see docs/standing-in.md for what that costs.
-        return (images > 1) | (family.positions == "original")
+        several = images > 1 if family.takes_positions else torch.zeros_like(images, dtype=torch.bool)
+        return several | (family.positions == "original")
     return torch.full_like(images, policy.positions == "original", dtype=torch.bool)
 
 
@@ -164,6 +165,15 @@ def check_prompt(input_ids: Tensor, attention_mask: Tensor) -> None:
         raise ValueError("a row of attention_mask is all zeros: that prompt is empty")
     if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):
         raise ValueError('the prompts are not padded on the left; set processor.tokenizer.padding_side = "left"')
+
+
+def check_positions(model: PreTrainedModel, family: Family, policy: Policy) -> None:
+    """Raise a ValueError if tokens are to keep their positions and this model does not take any."""
+    if policy.positions == "original" and not family.takes_positions:
+        raise ValueError(
+            f"generate() of {type(model).__name__} takes no positions, so kept tokens cannot keep theirs; "
+            'leave out positions="original"'
+        )
 
 
 def check_signals(model: PreTrainedModel, family: Family, pruner: Pruner) -> None:

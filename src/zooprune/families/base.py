@@ -35,6 +35,8 @@ class Family(ABC):
     traits: ClassVar[tuple[str, ...]] = ()
     #: What ``positions="auto"`` means for these models.
     positions: ClassVar[PositionPolicy] = "contiguous"
+    #: Whether the model's ``generate`` passes positions on, so that kept tokens can keep theirs.
+    takes_positions: ClassVar[bool] = True
     #: The arguments of ``generate`` and ``forward`` that `encode` consumes; pixels come first.
     image_arguments: ClassVar[tuple[str, ...]]
     #: The same for videos, empty where the family takes none.

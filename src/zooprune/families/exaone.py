@@ -15,6 +15,7 @@ class Exaone(Gridded):
 
     architectures = ("Exaone4_5_ForConditionalGeneration",)
     title = "EXAONE 4.5"
+    takes_positions = False
 
     def merger(self, model: Any) -> nn.Module:
         """Return the last module of the tower."""

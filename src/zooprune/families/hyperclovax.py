@@ -16,6 +16,7 @@ class HyperClovaX(Gridded):
     title = "HyperCLOVA X Vision v2"
     sensitivity = "linear"
     tower = "vision_model"
+    takes_positions = False
     # The tower works in the order of its windows, which its last module, ahead of the projector, undoes.
     gives_tower_signals = False
 
