@@ -217,6 +217,8 @@ COMPARED: dict[str, dict[str, Any]] = {
     "by tile": {"family": "llava_next", "scope": "tile", "newlines": "rows"},
     "by prompt": {"family": "llava_next", "scope": "prompt", "newlines": "keep"},
     "original positions": {"family": "llava", "positions": "original"},
+    "standing in": {"family": "llava", "dropped": "stand in"},
+    "standing in, by prompt": {"family": "qwen3_vl", "dropped": "stand in", "scope": "prompt"},
 }
 
 

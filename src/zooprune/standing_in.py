@@ -42,4 +42,4 @@ def stand_in(selection: Selection, visual: Visual, policy: Policy) -> Selection:
     with stage("assign", embeddings.device):
         into = nearest(embeddings, selection.index, groups=visual.images, cosines=selection.cosines)
         merged = means(embeddings, into, len(selection)).to(embeddings.dtype) if policy.averages else None
-        return dataclasses.replace(selection, into=into, merged=merged)
+        return dataclasses.replace(selection, into=into.cpu(), merged=merged)

@@ -170,7 +170,8 @@ class Selection:
     def of_picks(cls, picked: Tensor, total: int, cosines: Tensor) -> Selection:
         """Return the selection of tokens in any order, (k,), whose cosines with all tokens are known, (k, total)."""
         index, order = picked.sort()
-        return cls(index, total, cosines=cosines[order])
+        # Read once here, so that nothing that looks at the index later has to wait for the device.
+        return cls(index.cpu(), total, cosines=cosines[order])
 
     def __len__(self) -> int:
         return len(self.index)
