@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from zooprune.signals.base import PromptSignal, TowerSignal
 from zooprune.signals.question import Question
-from zooprune.signals.tower_attention import TowerAttention
-from zooprune.signals.tower_keys import TowerKeys
+from zooprune.signals.tower_attention import TowerAttention, TowerJointAttention, TowerReceived
+from zooprune.signals.tower_keys import TowerJointKeys, TowerKeys
 
-_TOWER: dict[str, type[TowerSignal]] = {"tower_attention": TowerAttention, "tower_keys": TowerKeys}
+_TOWER: dict[str, type[TowerSignal]] = {
+    "tower_attention": TowerAttention,
+    "tower_received": TowerReceived,
+    "tower_joint_attention": TowerJointAttention,
+    "tower_keys": TowerKeys,
+    "tower_joint_keys": TowerJointKeys,
+}
 _PROMPT: dict[str, type[PromptSignal]] = {"question": Question}
 #: All names that a method may ask for.
 SIGNALS = (*_TOWER, *_PROMPT)
@@ -23,8 +29,8 @@ def find_signal(name: str) -> TowerSignal | PromptSignal:
     Parameters
     ----------
     name : str
-        One of `SIGNALS`. Those of the tower may name a layer, "tower_attention/3" or "tower_attention/-1"; without
-        it they are of the layer whose output the projector reads.
+        One of `SIGNALS`. Those of the tower may name a layer, "tower_attention/3" or "tower_attention/-1", or a share
+        of the tower's depth, "tower_attention/0.5"; without it they are of the layer whose output the projector reads.
 
     Raises
     ------
@@ -32,8 +38,13 @@ def find_signal(name: str) -> TowerSignal | PromptSignal:
         If there is no such signal.
     """
     kind, slash, layer = name.partition("/")
-    if kind in _TOWER and (not slash or layer.lstrip("-").isdecimal()):
-        return _TOWER[kind](name, int(layer) if slash else None)
+    if kind in _TOWER:
+        if not slash:
+            return _TOWER[kind](name)
+        if layer.removeprefix("-").isdecimal():
+            return _TOWER[kind](name, int(layer))
+        if layer.replace(".", "", 1).isdecimal() and 0 < float(layer) <= 1:
+            return _TOWER[kind](name, float(layer))
     if name in _PROMPT:
         return _PROMPT[name](name)
     raise ValueError(f"there is no signal {name!r}; choose among {', '.join(SIGNALS)}")

@@ -25,15 +25,63 @@ class TowerAttention(TowerSignal):
     @exact_float32()
     def patches(self, seen: Attention, *, class_token: bool) -> Tensor:
         """Return the attention received, float32."""
-        calls = zip(seen.queries, seen.keys, seen.masks, seen.scalings, strict=True)
-        # Towers that take windows or images one by one call their attention once for each.
-        received = torch.cat([_received(*call, class_token) for call in calls], dim=1)
-        return received[:, int(class_token) :, None]
+        return _by_patch(seen, seen.queries, seen.keys, seen.scalings, class_token, first_asks=class_token)
 
 
-def _received(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, class_token: bool) -> Tensor:
+@dataclass(frozen=True)
+class TowerReceived(TowerSignal):
+    """The attention each patch receives from all tokens of the tower, averaged over heads: (sequences, patches, 1).
+
+    It differs from `TowerAttention` where the tower has a class token: all tokens ask here, the class token among them.
+    """
+
+    @exact_float32()
+    def patches(self, seen: Attention, *, class_token: bool) -> Tensor:
+        """Return the attention received, float32."""
+        return _by_patch(seen, seen.queries, seen.keys, seen.scalings, class_token, first_asks=False)
+
+
+@dataclass(frozen=True)
+class TowerJointAttention(TowerSignal):
+    """The attention each patch receives if the heads of the layer are taken for one: (sequences, patches, 1).
+
+    Queries and keys of all heads are put side by side, and their product is divided by the root of that width. As in
+    `TowerAttention` only the class token asks where the tower has one.
+    """
+
+    @exact_float32()
+    def patches(self, seen: Attention, *, class_token: bool) -> Tensor:
+        """Return the attention received, float32."""
+        keys = [_one_head(key, query.shape[1]) for query, key in zip(seen.queries, seen.keys, strict=True)]
+        queries = [_one_head(query, query.shape[1]) for query in seen.queries]
+        scalings = [query.shape[-1] ** -0.5 for query in queries]
+        return _by_patch(seen, queries, keys, scalings, class_token, first_asks=class_token)
+
+
+def _one_head(vectors: Tensor, heads: int) -> Tensor:
+    """Return the vectors of all heads side by side, (B, 1, N, heads * d_head)."""
+    return vectors.repeat_interleave(heads // vectors.shape[1], dim=1).transpose(1, 2).flatten(2)[:, None]
+
+
+def _by_patch(
+    seen: Attention,
+    queries: list[Tensor],
+    keys: list[Tensor],
+    scalings: list[float],
+    class_token: bool,
+    *,
+    first_asks: bool,
+) -> Tensor:
+    """Return the attention that patches receive from the first token or from all, (sequences, patches, 1)."""
+    calls = zip(queries, keys, seen.masks, scalings, strict=True)
+    # Towers that take windows or images one by one call their attention once for each.
+    received = torch.cat([_received(*call, first_asks) for call in calls], dim=1)
+    return received[:, int(class_token) :, None]
+
+
+def _received(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, first_asks: bool) -> Tensor:
     """Return (B, N), the class token included."""
-    asking = query[:, :, :1] if class_token else query
+    asking = query[:, :, :1] if first_asks else query
     received = torch.zeros(len(key), key.shape[2], dtype=torch.float32, device=key.device)
     # Several heads of queries may share one of keys.
     keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).float().mT
