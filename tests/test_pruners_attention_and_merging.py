@@ -21,7 +21,7 @@ from zooprune.tokens import VisualTokens
 
 DATA = Path(__file__).parent / "data"
 HOLOV, PRUMERGE = (np.load(DATA / f"{name}.npz") for name in ("holov", "prumerge"))
-NAMES = ["holov", "prumerge", "prumerge_plus", "vispruner", "hiprune", "visiondrop", "tome"]
+NAMES = ["holov", "prumerge", "prumerge_plus", "vispruner", "hiprune", "visiondrop", "tome", "vflowopt"]
 
 
 def of(golden, case):
@@ -48,6 +48,7 @@ def make_tokens(total, seed=0, columns=6, **signals):
     drawn = {
         "tower_attention": attention(), "tower_received": attention(), "tower_received/0.375": attention(),
         "tower_joint_attention/-1": attention(), "tower_joint_keys/-1": draw(total, 12), "tower_keys": draw(total, 8),
+        "tower_context@39.26": attention(),
     }  # fmt: skip
     projector = nn.Linear(10, 7, bias=False)
     with torch.no_grad():
@@ -537,6 +538,87 @@ def test_tome_refuses_bad_options(value, error):
         get_pruner("tome", per_round=value)
 
 
+# VFlowOpt
+
+
+def plain_vflowopt(tokens, keep, cell):
+    """Return kept tokens, what the language model reads and what holds each token, by trying all numbers of cells."""
+    total = len(tokens)
+    importance = tokens.signals["tower_context@39.26"][:, 0].double().numpy()
+    embeddings = tokens.embeddings.double().numpy()
+    order = sorted(range(total), key=lambda token: -importance[token])
+    places = tokens.positions.tolist()
+    for recycled in range(keep + 1):
+        kept, low = order[: keep - recycled], order[keep - recycled :]
+        groups = {}
+        for token in low:
+            frame, tile, row, column = places[token]
+            groups.setdefault((frame, tile, row // cell, column // cell), []).append(token)
+        if len(groups) == recycled:
+            break
+    else:
+        kept, groups = order[:keep], {}
+    rows = {token: embeddings[token] for token in kept}
+    holder = {token: token for token in kept}
+    for group in groups.values():
+        # The first of a group is the most important one.
+        rows[group[0]] = np.average(embeddings[group], axis=0, weights=importance[group])
+        holder |= dict.fromkeys(group, group[0])
+    index = sorted(rows)
+    into = [index.index(holder[token]) if token in holder else -1 for token in range(total)]
+    return index, np.stack([rows[token] for token in index]), into
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(2, 60), st.integers(0, 10**6), st.sampled_from([1.0, 1.5, 3.0, 20.0]), st.data())
+def test_vflowopt_is_its_definition(total, seed, cell, data):
+    tokens, keep = make_tokens(total, seed), data.draw(st.integers(1, total - 1))
+    index, rows, into = plain_vflowopt(tokens, keep, cell)
+    selection = get_pruner("vflowopt", cell=cell).select(tokens, keep)
+    assert selection.index.tolist() == index and selection.into.tolist() == into
+    if selection.merged is None:
+        assert sorted(set(into)) == [-1, *range(keep)]
+    else:
+        assert -1 not in into
+        np.testing.assert_allclose(selection.merged, rows, rtol=0, atol=2e-6 * np.abs(rows).max())
+        alone = selection.into.bincount(minlength=keep) == 1
+        assert torch.equal(selection.merged[alone], tokens.embeddings[selection.index][alone])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(3, 40), st.integers(0, 10**6))
+def test_vflowopt_does_not_depend_on_the_order_of_tokens(total, seed):
+    tokens, order = make_tokens(total, seed), torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    pruner = get_pruner("vflowopt", cell=3.0)
+    one, other = pruner.select(tokens, total // 2), pruner.select(permuted(tokens, order), total // 2)
+    assert set(order[other.index].tolist()) == set(one.index.tolist())
+
+
+def test_vflowopt_recycles_tiles_apart():
+    tokens = make_tokens(24)
+    tokens.positions[12:, 1], tokens.positions[12:, 2] = 1, tokens.positions[12:, 2] - 2
+    selection = get_pruner("vflowopt", cell=100.0).select(tokens, 6)
+    tiles = tokens.positions[:, 1]
+    assert torch.equal(tiles[selection.index][selection.into], tiles)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"threshold": 0.5}, ValueError), ({"threshold": float("inf")}, ValueError), ({"threshold": "8"}, TypeError),
+        ({"cell": 0.9}, ValueError), ({"cell": float("nan")}, ValueError), ({"cell": True}, TypeError),
+    ],
+)  # fmt: skip
+def test_vflowopt_refuses_bad_options(options, error):
+    with pytest.raises(error, match=next(iter(options))):
+        get_pruner("vflowopt", **options)
+
+
+def test_vflowopt_asks_for_the_threshold_it_is_given():
+    assert get_pruner("vflowopt", threshold=30).needs == ("tower_context@30.0",)
+    assert type(get_pruner("vflowopt")).needs == get_pruner("vflowopt").needs
+
+
 # Through a model
 
 
@@ -567,7 +649,35 @@ def test_signals_are_those_of_the_eager_tower(model):
         torch.testing.assert_close(key, keys[number, first:])
 
 
-@pytest.mark.parametrize("name", ["tower_keys/1.5", "tower_keys/0.0", "tower_keys/--1", "tower_keys/", "tower_keys/."])
+@pytest.mark.parametrize("threshold", [1.2, 1.6, 99.0])
+def test_central_tokens_are_those_that_receive_most(model, threshold):
+    inputs = make_inputs(Row(2, 6))
+    first = int(find_family(model).class_token(model))
+    with torch.no_grad():
+        given = find_family(model).encode(model, "image", inputs, [find_signal(f"tower_context@{threshold}/-1")])
+        model.set_attn_implementation({"vision_config": "eager"})
+        attentions = model.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions[-1]
+    for visual, weights in zip(given.visuals, attentions.mean(1), strict=True):
+        received = weights.mean(0)
+        central = received > threshold * received.mean()
+        assert bool(central.any()) == (threshold < 99)
+        expected = weights[central].mean(0) if threshold < 99 else received
+        torch.testing.assert_close(visual.tokens.signals[f"tower_context@{threshold}/-1"][:, 0], expected[first:])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tower_keys/1.5",
+        "tower_keys/0.0",
+        "tower_keys/--1",
+        "tower_keys/",
+        "tower_keys/.",
+        "tower_keys@3",
+        "tower_context@",
+        "tower_context@3/2.0",
+    ],
+)
 def test_layers_that_make_no_sense_are_refused(name):
     with pytest.raises(ValueError, match="no signal"):
         find_signal(name)

@@ -58,6 +58,30 @@ class TowerJointAttention(TowerSignal):
         return _by_patch(seen, queries, keys, scalings, class_token, first_asks=class_token)
 
 
+@dataclass(frozen=True)
+class TowerContext(TowerSignal):
+    """The attention each patch receives from those tokens that all attend to: (sequences, patches, 1).
+
+    These are the tokens that receive more than `threshold` times the mean attention of their sequence; where there are
+    none, all tokens are asked. Attention is averaged over heads and over the tokens that are asked.
+    """
+
+    threshold: float = 1.0
+
+    @exact_float32()
+    def patches(self, seen: Attention, *, class_token: bool) -> Tensor:
+        """Return the attention received, float32."""
+        found = []
+        for call in zip(seen.queries, seen.keys, seen.masks, seen.scalings, strict=True):
+            received = _received(*call, first_asks=False)
+            real = torch.ones_like(received) if call[2] is None else _seen(call[2]).expand_as(received)
+            mean = (received * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
+            central = (received > self.threshold * mean) & (real > 0)
+            asked = central | ~central.any(1, keepdim=True)
+            found.append(_received(*call, first_asks=False, asked=asked.float()))
+        return torch.cat(found, dim=1)[:, int(class_token) :, None]
+
+
 def _one_head(vectors: Tensor, heads: int) -> Tensor:
     """Return the vectors of all heads side by side, (B, 1, N, heads * d_head)."""
     return vectors.repeat_interleave(heads // vectors.shape[1], dim=1).transpose(1, 2).flatten(2)[:, None]
@@ -79,13 +103,17 @@ def _by_patch(
     return received[:, int(class_token) :, None]
 
 
-def _received(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, first_asks: bool) -> Tensor:
-    """Return (B, N), the class token included."""
+def _received(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, first_asks: bool, asked: Tensor | None = None
+) -> Tensor:
+    """Return (B, N), the class token included; `asked` is what each query counts, (B, N)."""
     asking = query[:, :, :1] if first_asks else query
     received = torch.zeros(len(key), key.shape[2], dtype=torch.float32, device=key.device)
     # Several heads of queries may share one of keys.
     keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).float().mT
     real = torch.ones_like(received) if mask is None else _seen(mask).expand_as(received)
+    if asked is not None:
+        real = real * asked
     for start in range(0, asking.shape[2], _CHUNK):
         scores = asking[:, :, start : start + _CHUNK].float() @ keys * scaling
         if mask is not None:
