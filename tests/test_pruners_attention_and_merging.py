@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from conftest import Row, make_inputs
+from zoo_of_models import CASES
 from zooprune import prune
 from zooprune.families import find_family
 from zooprune.pruners import get_pruner
@@ -704,3 +705,16 @@ def test_a_model_generates_from_as_many_tokens_as_stand_out(model, name):
         out = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert out.shape[1] == inputs["input_ids"].shape[1] + 3
     assert all(1 < len(image.selection) <= 36 for image in session.reports[0].images)
+
+
+@pytest.mark.parametrize("scope", ["image", "tile", "prompt"])
+@pytest.mark.parametrize("family", [name for name in CASES if find_family(CASES[name].model()).gives_tower_signals])
+def test_every_family_gives_what_they_read(family, scope):
+    case = CASES[family]
+    model = case.model()
+    inputs = case.make(model, [[case.kinds - 1, 0], [0]])
+    for name in NAMES:
+        with torch.no_grad(), prune(model, name, keep=0.6, scope=scope) as session:
+            prepared = session.prepare(inputs)
+        rows = torch.cat([part.flatten(0, -2) for part in prepared["mm_encoder_outputs"]["image"].pooler_output])
+        assert len(rows) == session.reports[-1].kept and bool(rows.isfinite().all())

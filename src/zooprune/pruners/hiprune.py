@@ -22,20 +22,19 @@ class HiPrune(Pruner):
     tokens that pay it, the class token among them.
 
     Source: "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language Models",
-    arXiv 2508.00553, Section 4. The released code finds neighbours by adding to a token's number, so that the
-    right edge of a row is next to the left edge of the following one; here neighbours are next to each other in the
-    image.
+    arXiv 2508.00553. The released code finds neighbours by adding to a token's index, so that the last token of a row
+    counts as a neighbour of the first token of the next row. Here neighbours are next to each other in the image.
 
     Parameters
     ----------
     keep : int or float
         Tokens per image, or a share of them.
     alpha : float
-        The share of kept tokens that are anchors or buffers, in [0, 1]; a fifth of them are anchors. Where they are
-        more than the budget, the buffers of most attention stay.
+        The share of kept tokens that are anchors or buffers, in [0, 1]; a fifth of these are anchors. Where anchors and
+        buffers exceed the budget, the buffers of most attention stay.
     layer : int or float
-        The middle layer, from the end if negative, or a share of the tower's depth. The default is the ninth of 24
-        layers, as published for CLIP; the paper uses the middle one for Qwen2.5-VL.
+        The middle layer: its index, from the end if negative, or a share of the tower's depth. The default is the
+        ninth of 24 layers, as published for CLIP; for Qwen2.5-VL the paper uses 0.5.
     """
 
     name: ClassVar[str] = "hiprune"

@@ -21,17 +21,19 @@ _LEAST = 1e-6
 
 @dataclass(frozen=True)
 class HoloV(Pruner):
-    """Divide the image into crops, and keep the tokens of each that are attended to and unlike their neighbours.
+    """Divide the image into crops, deal the budget out to them, and keep the highest scoring tokens of each.
 
-    Crops are runs of tokens in raster order, of equal length up to one. A token's score is its attention plus the
-    weighted variance of its cosines to the other tokens of its crop; the variance is first rescaled so that its mean
-    over the crop is that of the attention. Crops get places in proportion to their mean score, and the highest scoring
-    tokens of each fill them. What a crop is too small for goes to the others, again in proportion.
+    Crops are runs of tokens in raster order, and their lengths differ by at most 1. A token's score is its attention
+    plus the weighted variance of its cosines to the other tokens of its crop. The variance is first rescaled so that
+    its mean over the crop equals the mean attention. Crops get places in proportion to their mean score, and the
+    highest scoring tokens of a crop fill its places. Places that exceed the size of a crop go to the others, again in
+    proportion.
 
     Source: "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention",
     arXiv 2510.02912, NeurIPS 2025. The released code differs from the paper: it fills the places of a crop by attention
-    alone, and because of the rescaling the variance cancels out of the places as well. It also loses the places that a
-    crop is too small for and puts zero vectors there; here the budget is met in either form.
+    alone. Because of the rescaling, the variance cancels out of the number of places as well. The released code also
+    fills places that exceed the size of a crop with zero vectors; here they are dealt again in either form.
+    The paper's exponent of crop weights is 1, as in the released code.
 
     Parameters
     ----------
@@ -40,7 +42,7 @@ class HoloV(Pruner):
     crops : int, optional
         How many crops. None is the published rule: 1024 / keep for 576 tokens, and in proportion for other numbers.
     variance : float
-        The weight of the variance, as published.
+        The weight of the variance.
     official : bool
         Choose inside the crops by attention alone, as the released code does.
     """
@@ -77,7 +79,7 @@ class HoloV(Pruner):
         total = len(tokens)
         crops = min(self.crops or max(1, 1024 * total // (576 * keep)), total)
         members = torch.arange(total, device=scores.device).tensor_split(crops)
-        # Crops of one length, (crops, M): a place beyond a shorter crop's end holds -1.
+        # (crops, M), where a place beyond the end of a shorter crop holds -1.
         places = pad_sequence(list(members), batch_first=True, padding_value=-1)
         filled = places >= 0
         attention = scores[places].where(filled, 0.0)
@@ -110,7 +112,7 @@ def _variance(embeddings: Tensor, filled: Tensor) -> Tensor:
 def _deal(keep: int, weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
     """Return how many places each crop gets: in proportion to its weight, rounded down, the rest to the heaviest.
 
-    What is beyond a crop's size is dealt again to those that have room.
+    Places that exceed the size of a crop are dealt again to the crops that have room.
     """
     quotas = [0] * len(sizes)
     while (left := keep - sum(quotas)) > 0:

@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge: keep the tokens that stand out by attention, and add the others to them."""
+"""LLaVA-PruMerge: keep the tokens of outstanding attention, and add the others to them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _NEIGHBOURS = 32
 class PruMerge(Pruner):
     """Keep the tokens that the class token attends to most, and add to each the tokens whose keys are nearest.
 
-    To every kept token the 32 tokens of highest key cosine are added, each times its attention. All tokens that are
-    not kept, each times its attention, make one more token, which takes the place of the strongest of them. Merging
-    happens in front of the projector. Attention and keys are those of the tower's last layer with all heads taken for
-    one, as the released code computes them; towers without a class token use the mean attention of all patches.
+    These tokens are the centres. To each centre the 32 tokens of highest key cosine are added, each times its
+    attention. All tokens that are no centre, each times its attention, are summed into a rest token, which takes the
+    place of the strongest of them. Merging happens in front of the projector. Attention and keys are those of the
+    tower's last layer, with the heads side by side as a single head, as in the released code. Towers without a class
+    token use the mean attention of all patches.
 
     Source: "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", arXiv 2403.15388, ICCV
-    2025. There the number of tokens depends on the image; here the budget is met unless `native` is set. The released
-    code puts the tokens in the order of their attention; here they keep their place in the image.
+    2025. In the paper the number of tokens depends on the image; here the budget is met unless `native` is set. The
+    released code sorts the tokens by attention; here they keep their place in the image.
 
     Parameters
     ----------
     keep : int or float
-        Tokens per image, or a share of them, the one made of all others included. With a budget of one there is no
-        token for all others.
+        Tokens per image, or a share of them, the rest token included. A budget of 1 has no rest token.
     native : bool
-        Keep as many tokens as the paper does, and one more: those whose attention lies above the third quartile by more
-        than one and a half times the distance between the quartiles. `keep` then matters only if it keeps everything.
+        Let the image decide how many tokens stay, as the paper does: the centres are the tokens whose attention exceeds
+        the third quartile by more than 1.5 times the interquartile range. `keep` is then ignored, unless it keeps all.
     """
 
     name: ClassVar[str] = "prumerge"
@@ -60,26 +60,20 @@ class PruMerge(Pruner):
         """Return the attention each token receives."""
         return tokens.signals["tower_joint_attention/-1"][:, 0]
 
-    def centres(self, scores: Tensor, count: int) -> Tensor:
-        """Return the tokens that others are added to, given how many; in any order."""
+    def centres(self, scores: Tensor, keep: int) -> Tensor:
+        """Return the centres, in any order."""
+        count = _outliers(scores) if self.native else max(1, keep - 1)
         return scores.sort(descending=True, stable=True).indices[:count]
-
-    def native_centres(self, scores: Tensor, outliers: int) -> Tensor:
-        """Return the tokens that others are added to, given how many stand out by attention; in any order."""
-        return scores.sort(descending=True, stable=True).indices[:outliers]
 
     @exact_float32()
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Selection:
-        """Pick the tokens to add to, and add the others."""
+        """Pick the centres, and add the other tokens to them."""
         total = len(tokens)
         if keep == total:
             everything = torch.arange(total, device=scores.device)
             return Selection(everything, total, into=everything)
-        if self.native:
-            centres = self.native_centres(scores, max(1, _outliers(scores)))
-        else:
-            centres = self.centres(scores, max(1, keep - 1))
-        return self._merged(scores, tokens, centres.sort().values, rest=self.native or keep > 1)
+        centres = self.centres(scores, keep).sort().values
+        return self._merged(scores, tokens, centres, rest=self.native or keep > 1)
 
     def _merged(self, scores: Tensor, tokens: VisualTokens, centres: Tensor, *, rest: bool) -> Selection:
         total, features = len(tokens), tokens.features.float()
@@ -90,7 +84,7 @@ class PruMerge(Pruner):
         near = cosines.sort(descending=True, stable=True).indices[:, : min(_NEIGHBOURS, total - 1)]
         weights = torch.zeros_like(cosines).scatter_(1, near, scores[near])
         weights[rows, centres] = 1.0
-        # A dropped token is held by the nearest of the tokens it is added to, or else by the one made of all others.
+        # A dropped token is held by the nearest of the centres it is added to, or else by the rest token.
         added = torch.zeros_like(cosines, dtype=torch.bool).scatter_(1, near, True)
         closeness, nearest = cosines.where(added, -torch.inf).max(0)
         left = scores.index_fill(0, centres, 0.0)
@@ -109,10 +103,10 @@ class PruMerge(Pruner):
 
 @dataclass(frozen=True)
 class PruMergePlus(PruMerge):
-    """PruMerge that also adds to tokens spread evenly over the image.
+    """PruMerge with further centres, spread evenly over the image.
 
-    Of the tokens that others are added to, a quarter are those of most attention, and the others are evenly spaced
-    among those that are left: about the published mix. All else is as in PruMerge.
+    A quarter of the centres are the tokens of most attention. The others are evenly spaced among the remaining tokens.
+    This is about the published mix. All else is as in PruMerge.
 
     Source: "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", arXiv 2403.15388, ICCV
     2025, the variant PruMerge+.
@@ -120,34 +114,32 @@ class PruMergePlus(PruMerge):
     Parameters
     ----------
     keep : int or float
-        Tokens per image, or a share of them, the one made of all others included.
+        Tokens per image, or a share of them, the rest token included.
     native : bool
-        Keep as many tokens as the paper does: those that stand out by attention, and evenly spaced ones, of which there
-        are about three times as many. As released, the last token of the image is never among these. `keep` then
-        matters only if it keeps everything.
+        Let the image decide how many tokens stay, as the paper does: the centres of PruMerge, and about three times as
+        many evenly spaced tokens. As in the released code, the last token of the image is never among the latter.
+        `keep` is then ignored, unless it keeps all.
     """
 
     name: ClassVar[str] = "prumerge_plus"
     source: ClassVar[str] = "LLaVA-PruMerge+, arXiv 2403.15388"
 
-    def centres(self, scores: Tensor, count: int) -> Tensor:
-        """Return the tokens that others are added to, given how many; in any order."""
-        total, strongest = len(scores), max(1, round(count / 4))
-        order = scores.sort(descending=True, stable=True).indices
+    def centres(self, scores: Tensor, keep: int) -> Tensor:
+        """Return the centres, in any order."""
+        total, order = len(scores), scores.sort(descending=True, stable=True).indices
+        if self.native:
+            strongest = _outliers(scores)
+            # The released code fails with a step of zero where more than a third of the tokens are outliers.
+            step = max(1, total // strongest // 3)
+            return torch.cat([order[:strongest], torch.arange(0, total - 1, step, device=scores.device)]).unique()
+        count = max(1, keep - 1)
+        strongest = max(1, round(count / 4))
         rest, spaced = order[strongest:].sort().values, count - strongest
-        steps = torch.arange(spaced, device=scores.device) * (total - strongest) // max(1, spaced)
-        return torch.cat([order[:strongest], rest[steps]])
-
-    def native_centres(self, scores: Tensor, outliers: int) -> Tensor:
-        """Return the tokens that others are added to, given how many stand out by attention; in any order."""
-        total = len(scores)
-        strongest = scores.sort(descending=True, stable=True).indices[:outliers]
-        # The released code divides by zero where more than a third of the tokens stand out.
-        step = max(1, total // outliers // 3)
-        return torch.cat([strongest, torch.arange(0, max(1, total - 1), step, device=scores.device)]).unique()
+        places = torch.arange(spaced, device=scores.device) * len(rest) // max(1, spaced)
+        return torch.cat([order[:strongest], rest[places]])
 
 
 def _outliers(scores: Tensor) -> int:
-    """Return how many scores lie far above the third quartile."""
+    """Return how many scores are outliers above the third quartile, and at least 1."""
     low, high = torch.quantile(scores, torch.tensor([0.25, 0.75], device=scores.device))
-    return int((scores > high + 1.5 * (high - low)).sum())
+    return max(1, int((scores > high + 1.5 * (high - low)).sum()))

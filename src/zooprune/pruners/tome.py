@@ -18,21 +18,22 @@ from zooprune.tokens import Selection, VisualTokens
 class ToMe(Pruner):
     """Merge the tokens whose keys are most alike, until the budget is met.
 
-    Tokens are merged in rounds of bipartite soft matching: every other token is matched with the nearest of those in
-    between by the cosine of their keys, and the best matches are merged. A merged token is the mean of the features of
-    all tokens that it holds, and takes the place of the one it was merged into.
+    Tokens are merged in rounds of bipartite soft matching. Tokens are split alternately into two sets, every token of
+    the first set is matched with the token of the second set whose key has the highest cosine, and the best matches are
+    merged. A merged token is the mean of the features of all tokens that it holds. It takes the place of its token of
+    the second set.
 
     Source: "Token Merging: Your ViT But Faster", arXiv 2210.09461, ICLR 2023, Section 3. The paper merges in every
-    layer of the vision tower. Here all rounds take place behind the tower, on the keys of the layer whose output the
-    projector reads, so that the tower stays as it is; attention in proportion to a token's size therefore has no
-    place. Tokens keep their order in the image.
+    layer of the vision tower, and weighs attention by the size of tokens. Here all rounds follow the tower, which stays
+    as it is, and no attention is weighed. Keys are those of the layer whose output the projector reads. The released
+    code reorders tokens in each round; here they keep their order.
 
     Parameters
     ----------
     keep : int or float
         Tokens per image, or a share of them.
     per_round : int, optional
-        How many tokens are merged away in a round, r in the paper. None merges as many as possible, which is half.
+        How many tokens a round removes, r in the paper. None removes as many as possible, which is half of them.
     """
 
     name: ClassVar[str] = "tome"
@@ -53,7 +54,7 @@ class ToMe(Pruner):
 
     @exact_float32()
     def score(self, tokens: VisualTokens) -> Tensor:
-        """Return one minus the highest cosine of each token's key to another key; for pictures."""
+        """Return the least cosine distance of each token's key to another key, for pictures."""
         unit = F.normalize(tokens.signals["tower_keys"].float(), dim=-1)
         cosines = (unit @ unit.T).fill_diagonal_(-1.0)
         return 1 - cosines.amax(1)

@@ -16,31 +16,31 @@ from zooprune.tokens import Selection, VisualTokens
 
 @dataclass(frozen=True)
 class VFlowOpt(Pruner):
-    """Keep the tokens that central tokens attend to, and recycle the others, cell by cell.
+    """Keep the tokens that central tokens attend to, and merge the others cell by cell.
 
-    Central tokens receive many times the mean attention in the vision tower; the attention they pay is the importance
-    of a token. The least important tokens are grouped by the cells of a square grid, and those of a cell become their
-    mean, weighted by importance, in the place of the most important of them. As many tokens are recycled as makes
-    kept and recycled ones fill the budget. Merging happens behind the projector.
+    Central tokens are those that receive many times the mean attention in the vision tower. The importance of a token
+    is the attention that central tokens pay to it. The most important tokens are kept. The others are grouped by the
+    cells of a square grid, and each group is merged into its mean, weighted by importance, in the place of its most
+    important token. The paper calls this recycling. Kept and merged tokens together fill the budget. Merging happens
+    behind the projector.
 
-    This is the method's first stage. Its others are inside the language model, at ratios found by calibration, and
-    published figures include them. The paper adds the entropy of each patch's pixels to its importance; the released
-    configurations weigh it with zero, and so it is left out.
+    This is the method's stage in front of the language model. Published figures include its further stages inside the
+    language model, whose ratios are found by calibration. The paper adds the entropy of a patch's pixels to its
+    importance. The released configurations weigh this term with zero, and it is left out here.
 
     Source: "VFlowOpt: A Token Pruning Framework for LMMs with Visual Information Flow-Guided Optimization",
-    arXiv 2508.05211, ICCV 2025. The released code recycles a number of tokens that it expects from the size of a cell,
-    so that it misses its budget by a few; here the budget is met. Where there are more cells than the budget has room
-    for, nothing is recycled.
+    arXiv 2508.05211, ICCV 2025. The released code estimates the number of merged tokens from the size of a cell, and
+    misses its budget by a few tokens. Here the budget is met. Where it has no room for all cells, nothing is merged.
 
     Parameters
     ----------
     keep : int or float
-        Tokens per image, or a share of them, recycled ones included.
+        Tokens per image, or a share of them, merged tokens included.
     threshold : float
-        How many times the mean attention central tokens receive. Published for LLaVA-OneVision: 28.68, 34.76 and 39.26
-        for 50, 25 and 10 % of the tokens.
+        How many times the mean attention a central token receives at least. If there is none, all tokens count as
+        central. Published for LLaVA-OneVision: 28.68, 34.76 and 39.26 for 50, 25 and 10 % of the tokens.
     cell : float
-        The side of a cell in tokens. Published: 11.76, 15.58 and 17.39.
+        The side of a cell in tokens. Published for the same shares: 11.76, 15.58 and 17.39.
     """
 
     name: ClassVar[str] = "vflowopt"
@@ -68,7 +68,7 @@ class VFlowOpt(Pruner):
 
     @exact_float32()
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Selection:
-        """Keep the most important tokens, and make one of those of each cell."""
+        """Keep the most important tokens, and merge the others of each cell."""
         total, device = len(tokens), scores.device
         order = scores.sort(descending=True, stable=True).indices
         if keep == total:
@@ -76,9 +76,9 @@ class VFlowOpt(Pruner):
             return Selection(everything, total, into=everything)
         corners = torch.cat([tokens.positions[:, :2], (tokens.positions[:, 2:] / self.cell).floor().long()], dim=1)
         cells = corners.unique(dim=0, return_inverse=True)[1]
-        recycled = _places_for_cells(cells[order], keep)
-        kept, low = order[: keep - recycled], order[keep - recycled :]
-        if not recycled:
+        merging = _places_for_cells(cells[order], keep)
+        kept, low = order[: keep - merging], order[keep - merging :]
+        if not merging:
             index = kept.sort().values
             return Selection(index, total, into=own_places(index, total))
         leaders = low[_first_of_each(cells[low], total)]
@@ -99,10 +99,10 @@ def _first_of_each(cells: Tensor, count: int) -> Tensor:
 
 
 def _places_for_cells(cells: Tensor, keep: int) -> int:
-    """Return how many of the kept places go to cells, given the cell of each token by falling importance.
+    """Return how many places of the budget merged tokens get, given the cell of each token by falling importance.
 
-    A place more for cells leaves a token more to recycle, and with it a cell more or none. The number that is looked
-    for is the first at which there are as many cells as places, or zero if there is none.
+    With each further place for merged tokens, a further token is to be merged, which adds a cell or none. The answer is
+    the first number of places that equals the number of cells, or zero if there is none.
     """
     total = len(cells)
     begins = torch.zeros_like(cells)

@@ -10,11 +10,11 @@ from zooprune.pruners.visionzip import VisionZip
 
 @dataclass(frozen=True)
 class VisionDrop(VisionZip):
-    """Keep the tokens that receive most attention in the vision tower, and merge the others into an eighth.
+    """Keep the tokens that receive most attention in the vision tower, and merge the others into a few more.
 
-    This is what VisionDrop does in front of the language model: dominant and contextual tokens as in VisionZip, with
-    fewer contextual ones. Its further stages are inside the language model, where image tokens rank each other; they
-    are not part of this method, and published figures include them.
+    This is the part of VisionDrop in front of the language model: dominant and contextual tokens as in VisionZip, with
+    a smaller share of contextual tokens. Published figures include its further stages inside the language model, where
+    image tokens rank each other. Those are left out here.
 
     Source: "Rethinking Visual Token Reduction in LVLMs under Cross-Modal Misalignment" (VisionDrop), arXiv 2506.22283,
     AAAI 2026.

@@ -22,10 +22,10 @@ class VisPruner(Pruner):
     """Keep the tokens that receive most attention in the vision tower, and remove duplicates among the others.
 
     Important tokens are those with the most attention from the class token, or from all patches where the tower has no
-    class token. The others are removed in rounds until the budget is met. In each round they fall alternately into two
-    sets, and the eight of the first set that have the highest cosine to a token of the second are removed. What is left
-    of the first set then comes before the second, the most duplicated tokens first. Features in front of the projector
-    are compared.
+    class token. The others are ordered by attention and thinned out in rounds until the budget is met. In each round
+    they are split alternately into two sets, and the eight tokens of the first set that have the highest cosine to a
+    token of the second set are removed. The next round begins with what is left of the first set, the most similar
+    tokens first, and goes on with the second set. The features in front of the projector are compared.
 
     Source: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs",
     arXiv 2412.01818, ICCV 2025, Section 4; rounds and order as in the released code.

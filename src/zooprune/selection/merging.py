@@ -1,4 +1,4 @@
-"""Which tokens become one, and what they become."""
+"""Merging tokens: which tokens are merged, and what they become."""
 
 from __future__ import annotations
 
@@ -51,16 +51,25 @@ def averages(rows: Tensor, into: Tensor, count: int, weights: Tensor | None = No
     """
     held = into >= 0
     places = into[held]
+    nothing = torch.zeros(count, dtype=torch.float32, device=rows.device)
     if weights is None:
         share = torch.ones_like(places, dtype=torch.float32)
     else:
         share = weights[held].float()
-        weightless = torch.zeros(count, dtype=torch.float32, device=rows.device).index_add_(0, places, share) <= 0
+        weightless = _summed(nothing, places, share) <= 0
         share = share.masked_fill(weightless[places], 1.0)
-    totals = torch.zeros(count, dtype=torch.float32, device=rows.device).index_add_(0, places, share)
-    # Shares are brought to sum to one before the sum is taken: tiny weights would lose their digits otherwise.
+    totals = _summed(nothing, places, share)
+    # Shares are normalised before rows are summed: tiny weights would lose their digits otherwise.
     scaled = rows[held].float() * (share / totals[places])[:, None]
-    return torch.zeros(count, rows.shape[1], dtype=torch.float32, device=rows.device).index_add_(0, places, scaled)
+    return _summed(torch.zeros(count, rows.shape[1], dtype=torch.float32, device=rows.device), places, scaled)
+
+
+def _summed(target: Tensor, places: Tensor, rows: Tensor) -> Tensor:
+    """Add rows at places of a target, which several rows may share, in the same order whenever it is called."""
+    # Which of the two has a fixed order depends on the device.
+    if rows.is_cuda:
+        return target.index_put((places,), rows, accumulate=True)
+    return target.index_add(0, places, rows)
 
 
 @torch.no_grad()
@@ -72,8 +81,8 @@ def bipartite_merge(metric: Tensor, keep: int, *, per_round: int | None = None) 
     the token of B that has the highest cosine to it, and the pairs with the highest cosines are merged into the token
     of B. A merged token's metric is the mean over all tokens it holds.
 
-    Source: Bolya et al., "Token Merging: Your ViT But Faster", arXiv 2210.09461, ICLR 2023, Section 3. There the tokens
-    of a round are put in another order than they came in; here they keep it.
+    Source: Bolya et al., "Token Merging: Your ViT But Faster", arXiv 2210.09461, ICLR 2023, Section 3. The released
+    code reorders the tokens after each round; here they keep their order.
 
     Parameters
     ----------
@@ -87,7 +96,7 @@ def bipartite_merge(metric: Tensor, keep: int, *, per_round: int | None = None) 
     Returns
     -------
     Tensor of int64, (N,)
-        For each token the one that holds it. Ties go to the lowest index.
+        For each token the index of the token that holds it: its own index if it is left. Ties go to the lowest index.
 
     Raises
     ------
@@ -112,7 +121,7 @@ def bipartite_merge(metric: Tensor, keep: int, *, per_round: int | None = None) 
         best, match = (unit[::2] @ unit[1::2].T).max(1)
         first = best.sort(descending=True, stable=True).indices[:merging]
         gone, into = 2 * first, 2 * match[first] + 1
-        sums, sizes = sums.index_add(0, into, sums[gone]), sizes.index_add(0, into, sizes[gone])
+        sums, sizes = _summed(sums, into, sums[gone]), _summed(sizes, into, sizes[gone])
         becomes = torch.arange(len(metric), device=metric.device)
         becomes[left[gone]] = left[into]
         holder = becomes[holder]

@@ -32,7 +32,8 @@ class TowerAttention(TowerSignal):
 class TowerReceived(TowerSignal):
     """The attention each patch receives from all tokens of the tower, averaged over heads: (sequences, patches, 1).
 
-    It differs from `TowerAttention` where the tower has a class token: all tokens ask here, the class token among them.
+    It differs from `TowerAttention` where the tower has a class token: here it is the mean over all tokens, the class
+    token included.
     """
 
     @exact_float32()
@@ -43,10 +44,11 @@ class TowerReceived(TowerSignal):
 
 @dataclass(frozen=True)
 class TowerJointAttention(TowerSignal):
-    """The attention each patch receives if the heads of the layer are taken for one: (sequences, patches, 1).
+    """The attention each patch receives if all heads of the layer are a single head: (sequences, patches, 1).
 
     Queries and keys of all heads are put side by side, and their product is divided by the root of that width. As in
-    `TowerAttention` only the class token asks where the tower has one.
+    `TowerAttention`, this is the class token's attention where the tower has a class token, and the mean over all
+    patches otherwise.
     """
 
     @exact_float32()
@@ -60,10 +62,10 @@ class TowerJointAttention(TowerSignal):
 
 @dataclass(frozen=True)
 class TowerContext(TowerSignal):
-    """The attention each patch receives from those tokens that all attend to: (sequences, patches, 1).
+    """The attention each patch receives from central tokens: (sequences, patches, 1).
 
-    These are the tokens that receive more than `threshold` times the mean attention of their sequence; where there are
-    none, all tokens are asked. Attention is averaged over heads and over the tokens that are asked.
+    Central tokens receive more than `threshold` times the mean attention of their sequence; if there is none, all
+    tokens count as central. Attention is averaged over heads and over central tokens.
     """
 
     threshold: float = 1.0
@@ -77,8 +79,8 @@ class TowerContext(TowerSignal):
             real = torch.ones_like(received) if call[2] is None else _seen(call[2]).expand_as(received)
             mean = (received * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
             central = (received > self.threshold * mean) & (real > 0)
-            asked = central | ~central.any(1, keepdim=True)
-            found.append(_received(*call, first_asks=False, asked=asked.float()))
+            central = central | ~central.any(1, keepdim=True)
+            found.append(_received(*call, first_asks=False, asked=central.float()))
         return torch.cat(found, dim=1)[:, int(class_token) :, None]
 
 
