@@ -90,7 +90,11 @@ def plain_expansion(rows, weights, keep, start=None):
     return picked
 
 
-PICKERS = {"max sum": (max_sum, plain_max_sum), "facility": (facility, plain_facility), "expansion": (expansion, plain_expansion)}  # fmt: skip
+PICKERS = {
+    "max sum": (max_sum, plain_max_sum),
+    "facility": (facility, plain_facility),
+    "expansion": (expansion, plain_expansion),
+}
 pickers = pytest.mark.parametrize("name", PICKERS)
 
 

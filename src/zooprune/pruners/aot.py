@@ -52,8 +52,8 @@ class AOT(Pruner):
 
     name: ClassVar[str] = "aot"
     source: ClassVar[str] = "AOT, arXiv 2603.01400"
-    # The sixth of 26 layers, and the last but one of these, as published.
-    needs: ClassVar[tuple[str, ...]] = ("tower_received/-2", "tower_received/0.23")
+    # The last but one of 26 layers, and the sixth of them, as published.
+    needs: ClassVar[tuple[str, ...]] = ("tower_received/0.96", "tower_received/0.23")
     scores_label: ClassVar[str] = "attention received"
 
     local: float = 0.5
@@ -67,7 +67,7 @@ class AOT(Pruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return the attention each token receives in the deep layer."""
-        return tokens.signals["tower_received/-2"][:, 0]
+        return tokens.signals["tower_received/0.96"][:, 0]
 
     @exact_float32()
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Selection:

@@ -55,7 +55,8 @@ def facility_location(
     Returns
     -------
     Tensor of int64, (keep,)
-        Indices in the order picked, on the device of the embeddings. Ties go to the lowest index.
+        Indices in the order picked, on the device of the embeddings. Ties go to the lowest index; gains within 1e-6
+        of the largest weight are taken for the same.
 
     Raises
     ------
@@ -69,13 +70,15 @@ def facility_location(
     keep = min(keep, len(unit))
     picked = torch.empty(keep, dtype=torch.int64, device=unit.device)
     closed = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
-    covered = torch.zeros_like(counts)
+    covered, tie = torch.zeros_like(counts), _NOTHING * counts.max()
     for place in range(keep):
         gains = uncovered(similarity, covered) @ counts
         if bonus is not None:
             gains = gains + bonus
-        # An index that stays a tensor: reading it would make the host wait for the device at every step.
-        best = gains.masked_fill(closed, -torch.inf).argmax()
+        gains = gains.masked_fill(closed, -torch.inf)
+        # Two tokens that are nearest to each other gain exactly the same, which rounding must not decide. An index
+        # that stays a tensor: reading it would make the host wait for the device at every step.
+        best = (gains >= gains.max() - tie).int().argmax()
         picked[place] = best
         closed[best] = True
         covered = torch.maximum(covered, similarity[best])
