@@ -471,3 +471,76 @@ def test_recoverable_without_outliers_keeps_what_is_attended_to():
     tokens = dataclasses.replace(tokens, signals=dict(tokens.signals) | even, context={"question": torch.zeros(0, 7)})
     assert kept("recoverable", tokens, 4) == [26, 27, 28, 29]
     assert kept("recoverable", tokens, 4, native=True) == [29]
+
+
+# Cen-Prune
+
+
+def plain_geometry(embeddings):
+    """Return centred cosines, and minus the mean cosine to all other tokens brought to [0, 1], in float64."""
+    raw = cosines(embeddings)
+    total = len(raw)
+    unlike = [-sum(raw[one, other] for other in range(total) if other != one) / (total - 1) for one in range(total)]
+    low, high = min(unlike), max(unlike)
+    return cosines(embeddings.double() - embeddings.double().mean(0)), [(one - low) / (high - low) for one in unlike]
+
+
+hosts = pytest.mark.parametrize("name", ["zoo", "diversity", "cdpruner"])
+linear = pytest.mark.filterwarnings("ignore:this projector is linear")
+
+
+@hosts
+@pytest.mark.parametrize(("centred", "distinctive"), [(True, True), (True, False), (False, True), (False, False)])
+def test_cen_prune_changes_the_geometry_of_its_host(name, centred, distinctive):
+    tokens = make_tokens(30)
+    # What tokens have in common makes the two geometries differ.
+    tokens = dataclasses.replace(tokens, embeddings=tokens.embeddings + 2.0)
+    pruner = get_pruner(name, centred=centred, distinctive=distinctive)
+    drawn = torch.rand(30, generator=torch.Generator().manual_seed(0))
+    scores = (drawn - drawn.min()) / (drawn.max() - drawn.min()) if name == "zoo" else pruner.score(tokens)
+    cosine, unlike = plain_geometry(tokens.embeddings)
+    cosine = cosine if centred else cosines(tokens.embeddings)
+    worth = scores.double().numpy() * (unlike if distinctive else 1.0)
+    # Embeddings of seven channels have no determinant above zero of more than seven tokens.
+    keep = 7 if name == "cdpruner" else 12
+    expected = []
+    while len(expected) < keep:
+        left = [token for token in range(30) if token not in expected]
+        if name == "cdpruner":
+            kernel = worth[:, None] * cosine * worth
+            gains = {token: np.linalg.det(kernel[np.ix_([*expected, token], [*expected, token])]) for token in left}
+        else:
+            near = {token: max((cosine[token, other] for other in expected), default=0.0) for token in left}
+            gains = {token: worth[token] * (1 - near[token]) for token in left}
+        expected.append(max(left, key=gains.get))
+    assert pruner.choose(scores, tokens, keep).tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["zoo", "sensitivity", "diversity", "cdpruner"])
+def test_options_of_the_geometry_come_last_and_must_be_true_or_false(name):
+    for option in ("centred", "distinctive"):
+        with pytest.raises(TypeError, match=f"{option} must be True or False"):
+            get_pruner(name, **{option: 1})
+    with pytest.raises(ValueError, match="keep"):
+        get_pruner(name, keep=0)
+
+
+@hosts
+@linear
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_geometry_is_worked_out_in_float32(name, dtype):
+    tokens = make_tokens(30)
+    half = dataclasses.replace(tokens, embeddings=tokens.embeddings.to(dtype))
+    widened = dataclasses.replace(half, embeddings=half.embeddings.float())
+    pruner = get_pruner(name, centred=True, distinctive=True)
+    assert torch.equal(pruner.select(half, 9).index, pruner.select(widened, 9).index)
+
+
+@hosts
+@linear
+def test_tokens_that_are_all_alike_have_no_geometry(name):
+    tokens = make_tokens(12)
+    alike = dataclasses.replace(tokens, embeddings=tokens.embeddings[:1].expand(12, -1).contiguous())
+    for total in (alike, alike[torch.arange(1)]):
+        pruner = get_pruner(name, centred=True, distinctive=True)
+        assert len(pruner.select(total, min(5, len(total)))) == min(5, len(total))

@@ -1,0 +1,46 @@
+"""Cen-Prune: a change of geometry that methods by cosines share as options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from zooprune.selection.geometry import centred, distinctiveness
+
+
+@dataclass(frozen=True, kw_only=True)
+class Centring:
+    """The options of methods whose comparison of tokens may be centred.
+
+    What all tokens of an image have in common makes all cosines large. Without it, cosines tell tokens apart better,
+    but no longer say how far a token is from the common; the weight says that. Both options together are Cen-Prune.
+
+    Source: "Centering before Pruning: Lightweight Geometry Correction for Diversity-Based Visual Token Pruning in
+    LVLMs", arXiv 2608.30263, Section 4.3, in the form for LLaVA. The form for Qwen2.5-VL, which also scales every
+    channel and reads tokens before the patch merger, is not part of it.
+
+    Parameters
+    ----------
+    centred : bool
+        Compare tokens without their mean.
+    distinctive : bool
+        Multiply what a token is worth by how unlike all others it is.
+    """
+
+    centred: bool = False
+    distinctive: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        for name in ("centred", "distinctive"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+
+    def weighted(self, worth: Tensor, embeddings: Tensor) -> Tensor:
+        """Return what tokens are worth, given in [0, 1]; (N,)."""
+        return worth * distinctiveness(embeddings) if self.distinctive else worth
+
+    def compared(self, embeddings: Tensor) -> Tensor:
+        """Return what cosines are worked out from, (N, d)."""
+        return centred(embeddings) if self.centred else embeddings
