@@ -51,22 +51,19 @@ class PruneSID(Pruner):
     @exact_float32()
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
         """Group the tokens, suppress look-alikes, and keep each group's share."""
-        groups = group_by_component(tokens.features, max(1, keep // 4))
+        count, total = max(1, keep // 4), len(tokens)
+        group = group_by_component(tokens.features, count)
         unit = F.normalize(tokens.features.float(), dim=-1)
         cosines = unit @ unit.T
-        total = len(tokens)
         mean = (cosines.sum() - cosines.diagonal().sum()) / max(1, total * (total - 1))
-        together = groups[:, None] == groups
         order = scores.sort(descending=True, stable=True).indices.cpu()
-        left = suppress(cosines.where(together, -torch.inf), order, float(keep / 32 * mean))
-        # Tokens by group: first those that are left, then the others, each by attention.
-        ranked = order[left[order].int().sort(descending=True, stable=True).indices]
-        members = groups.cpu()[ranked]
-        count = max(1, keep // 4)
-        quotas = _quotas(
-            members.bincount(minlength=count).tolist(), groups.cpu()[left].bincount(minlength=count).tolist(), keep
-        )
-        chosen = [ranked[members == group][:quota] for group, quota in enumerate(quotas)]
+        inside = cosines.where(group[:, None] == group, -torch.inf)
+        left, group = suppress(inside, order, float(keep / 32 * mean)), group.cpu()
+        # First the tokens that are left, then the others, both by attention.
+        order = order[left[order].int().sort(descending=True, stable=True).indices]
+        sizes, survivors = (members.bincount(minlength=count).tolist() for members in (group, group[left]))
+        quotas = _quotas(sizes, survivors, keep)
+        chosen = [order[group[order] == number][:quota] for number, quota in enumerate(quotas)]
         return torch.cat(chosen).to(scores.device)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from zooprune.precision import exact_float32
 from zooprune.pruners.base import Pruner
 from zooprune.selection.arguments import check_rows
-from zooprune.selection.facility import uncovered
+from zooprune.selection.facility import coverage_gains
 from zooprune.tokens import VisualTokens
 
 
@@ -67,12 +67,13 @@ class TOPS(Pruner):
         check_rows(tokens.embeddings, keep)
         unit = F.normalize(tokens.embeddings.float(), dim=-1)
         cosines = unit @ unit.T
+        scratch = torch.empty_like(cosines)
         best = scores.argmax()
         covered = cosines[best]
         left = torch.ones_like(scores, dtype=torch.bool).index_fill(0, best, False)
         picked = [best]
         for _ in range(keep - 1):
-            gained = uncovered(cosines, covered) @ left.float()
+            gained = coverage_gains(cosines, covered, left.float(), scratch)
             total = _rescaled(scores, left) + self.coverage * _rescaled(gained, left)
             total = total + self.diversity * _rescaled(1 - covered, left)
             best = total.masked_fill(~left, -torch.inf).argmax()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zooprune.precision import exact_float32
@@ -38,13 +37,13 @@ def group_by_component(features: Tensor, groups: int) -> Tensor:
     # In float64, because eigenvectors of close eigenvalues are sensitive to rounding.
     samples = torch.sigmoid(features.float()).double()
     samples = samples - samples.mean(1, keepdim=True)
-    total, width = samples.shape
-    if total <= width:
-        # Eigenvalues ascend.
-        loadings = torch.linalg.eigh(samples @ samples.T).eigenvectors.flip(1)
-    else:
-        loadings = samples @ torch.linalg.eigh(samples.T @ samples).eigenvectors.flip(1)
-        loadings = F.normalize(loadings, dim=0)
+    tokens_first = samples.shape[0] <= samples.shape[1]
+    values, vectors = torch.linalg.eigh(samples @ samples.T if tokens_first else samples.T @ samples)
+    # They come in ascending order.
+    values, vectors = values.flip(0), vectors.flip(1)
+    loadings = vectors if tokens_first else samples @ vectors / values.clamp_min(1e-30).sqrt()
+    # A component without variance is no more than rounding.
+    loadings = loadings.where(values > 1e-12 * values[0], 0.0)
     return loadings[:, :groups].abs().argmax(1)
 
 

@@ -13,22 +13,26 @@ from zooprune.selection.arguments import check_rows
 _NOTHING = 1e-6
 
 
-def uncovered(similarity: Tensor, covered: Tensor) -> Tensor:
-    """Return by how much each token would raise the coverage of each other token.
+def coverage_gains(similarity: Tensor, covered: Tensor, weights: Tensor, scratch: Tensor) -> Tensor:
+    """Return by how much picking each token would raise the coverage of all tokens.
 
     Parameters
     ----------
     similarity : Tensor of float32, (N, N)
         Symmetric.
     covered : Tensor of float32, (N,)
-        How similar each token is to the nearest token picked so far.
+        How similar each token is to the most similar token picked so far.
+    weights : Tensor of float32, (N,)
+        What the coverage of each token counts.
+    scratch : Tensor of float32, (N, N)
+        Overwritten, because to take new memory at every step costs more than the arithmetic.
 
     Returns
     -------
-    Tensor of float32, (N, N)
-        Row i is what picking token i adds, token by token; zero where it adds less than 1e-6.
+    Tensor of float32, (N,)
     """
-    return F.threshold(similarity - covered, _NOTHING, 0.0)
+    torch.sub(similarity, covered, out=scratch)
+    return torch.threshold_(scratch, _NOTHING, 0.0) @ weights
 
 
 @torch.no_grad()
@@ -66,13 +70,14 @@ def facility_location(
     check_rows(embeddings, keep)
     unit = F.normalize(embeddings.float(), dim=-1)
     similarity = (unit @ unit.T + 1) / 2
+    scratch = torch.empty_like(similarity)
     counts = torch.ones_like(unit[:, 0]) if weights is None else weights.float()
     keep = min(keep, len(unit))
     picked = torch.empty(keep, dtype=torch.int64, device=unit.device)
     closed = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
     covered, tie = torch.zeros_like(counts), _NOTHING * counts.max()
     for place in range(keep):
-        gains = uncovered(similarity, covered) @ counts
+        gains = coverage_gains(similarity, covered, counts, scratch)
         if bonus is not None:
             gains = gains + bonus
         gains = gains.masked_fill(closed, -torch.inf)
