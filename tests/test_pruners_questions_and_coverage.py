@@ -307,7 +307,7 @@ def test_anchorprune_keeps_what_the_released_rules_keep(case):
         {"question": torch.tensor(data["question"].astype(np.float32))},
     )  # fmt: skip
     pruner = get_pruner("anchorprune", keep=keep)
-    anchor = pruner._anchor(pruner.score(tokens), embeddings, keep)
+    anchor = pruner.anchor(pruner.score(tokens), embeddings, keep)
     assert anchor.tolist() == data["anchor"].tolist()
     assert pruner.select(tokens, keep).index.tolist() == data["kept"].tolist()
 

@@ -80,18 +80,19 @@ class AnchorPrune(Pruner):
         """Find the anchor and expand it."""
         attention = tokens.signals["tower_attention"][:, 0]
         if len(tokens.context["question"]):
-            start = self._anchor(scores, tokens.embeddings, keep)
+            start = self.anchor(scores, tokens.embeddings, keep)
         else:
             start = attention.argmax()[None]
         return expand(tokens.embeddings, attention, start, keep)
 
     @exact_float32()
-    def _anchor(self, relevance: Tensor, embeddings: Tensor, keep: int) -> Tensor:
+    def anchor(self, relevance: Tensor, embeddings: Tensor, keep: int) -> Tensor:
+        """Return the tokens of the anchor, the most relevant first."""
         least = max(1, round(self.least * keep))
         most = max(least, int(self.most * keep))
         ranked = relevance.sort(descending=True, stable=True).indices[:most]
         unit = F.normalize(embeddings[ranked].float(), dim=-1)
         distance = (1 - unit[least:] @ unit[:least].T).amin(1)
         before = int(((distance > self.novelty).cumsum(0) < self.patience).sum())
-        # The token that is new for the last time belongs to the anchor.
+        # The last new token still belongs to the anchor.
         return ranked[: min(least + before + 1, most)]

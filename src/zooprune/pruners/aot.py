@@ -28,19 +28,20 @@ _NEAREST = 0.1
 class AOT(Pruner):
     """Keep tokens that receive attention locally or globally, and transport all others to them.
 
-    Half of the kept tokens, the anchors, are local: the image is divided into 3 x 3 windows, and each window gives as
-    many tokens, those that receive most attention in a shallow layer of the vision tower. The other half receives most
-    attention in the last layer but one. Then every other token is transported to the anchors, behind the projector: the
-    cost is the cosine distance plus half the distance in the image, whose sides have length 1. An anchor becomes the
-    mean of itself and what arrives, weighted by the mass that arrives; a tenth of it is the plain mean of itself and
-    the tokens that are nearest to it by cosine.
+    The kept tokens are anchors. Half of them are local: the image is divided into 3 x 3 windows, and every window gives
+    the same number of tokens, those that receive most attention in a shallow layer of the vision tower. The other half
+    is global: it receives most attention in the last layer but one. All other tokens are transported to the anchors,
+    behind the projector. The cost is the cosine distance plus half the distance in the image, whose sides have length
+    1. An anchor becomes the weighted mean of itself, with weight 1, and of what arrives, with the mass that arrives.
+    This makes up nine tenths of the result. The last tenth is the plain mean of the anchor and of the tokens that are
+    nearest to it by cosine.
 
     Source: "Token Reduction via Local and Global Contexts Optimization for Efficient Video Large Language Models",
-    arXiv 2603.01400, CVPR 2026, the part inside a frame. The part between frames, which keeps as many tokens as it
-    likes, is not part of this method. Where the windows leave a remainder, more tokens are global, so that the budget
-    is met. The released code stops the iterations of the transport early; here all 100 are run.
-    Tokens of different tiles or frames count as far from each other as the corners of an image; the released code
-    transports inside a tile, which the scope "tile" does here.
+    arXiv 2603.01400, CVPR 2026, the part inside a frame. The part between frames, whose number of tokens depends on
+    the video, is not part of this method. Where the windows leave a remainder, more tokens are global, so that the
+    budget is met. The released code stops the iterations of the transport early; here all 100 are run. The released
+    code treats every frame and tile by itself, which the scope "tile" does here. With other scopes, tokens of different
+    tiles count as far from each other as opposite corners of an image.
 
     Parameters
     ----------

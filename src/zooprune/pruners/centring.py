@@ -13,8 +13,9 @@ from zooprune.selection.geometry import centred, distinctiveness
 class Centring:
     """The options of methods whose comparison of tokens may be centred.
 
-    What all tokens of an image have in common makes all cosines large. Without it, cosines tell tokens apart better,
-    but no longer say how far a token is from the common; the weight says that. Both options together are Cen-Prune.
+    All tokens of an image share a direction, which makes their cosines large. Without their mean, cosines tell tokens
+    apart better, but no longer show how far a token is from the mean. The weight restores this. Both options together
+    are Cen-Prune.
 
     Source: "Centering before Pruning: Lightweight Geometry Correction for Diversity-Based Visual Token Pruning in
     LVLMs", arXiv 2608.30263, Section 4.3, in the form for LLaVA. The form for Qwen2.5-VL, which also scales every

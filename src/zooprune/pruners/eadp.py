@@ -34,9 +34,9 @@ class EADP(Pruner):
     raised to a power. Then tokens are picked greedily by facility location: every token is covered as far as it is
     similar to a kept token, and counts as its relevance.
 
-    Source: "Combating Textual Noise and Redundancy: Entropy-Aware Dense Visual Token Pruning", ECCV 2026. This is the
-    released form for Qwen2.5-VL, which compares embeddings in the language model's space; the form for LLaVA compares
-    in CLIP's space. Text is the whole prompt, the template included, while the released code takes the instruction
+    Source: "Combating Textual Noise and Redundancy: Entropy-Aware Dense Visual Token Pruning", arXiv 2607.02484,
+    ECCV 2026. This is the released form for Qwen2.5-VL, which compares embeddings in the language model's space; the
+    form for LLaVA compares in CLIP's space. Text is the whole prompt, the template included, while the released code takes the instruction
     only. A prompt without text leaves all tokens equally relevant.
 
     Parameters
@@ -50,7 +50,7 @@ class EADP(Pruner):
     """
 
     name: ClassVar[str] = "eadp"
-    source: ClassVar[str] = "EADP, ECCV 2026"
+    source: ClassVar[str] = "EADP, arXiv 2607.02484"
     needs: ClassVar[tuple[str, ...]] = ("question",)
     scores_label: ClassVar[str] = "relevance"
     query_aware: ClassVar[bool] = True

@@ -33,8 +33,8 @@ class RecoverableCompression(Pruner):
     are those of the tower's last layer, with the heads side by side as a single head. Towers without a class token use
     the mean attention of all patches.
 
-    Source: "Recoverable Compression: A Multimodal Vision Token Recovery Mechanism Guided by Text Information", AAAI
-    2025. The paper compares patches and text in CLIP's space. Here embeddings are compared with the mean of the
+    Source: "Recoverable Compression: A Multimodal Vision Token Recovery Mechanism Guided by Text Information", arXiv
+    2409.01179, AAAI 2025. The paper compares patches and text in CLIP's space. Here embeddings are compared with the mean of the
     prompt's text in the language model's own table, which every model has. The number of tokens depends on the image
     in the paper; here the budget is met unless `native` is set, and the three parts share it in proportion to their
     native numbers. The released code looks up the keys of other tokens than it clusters, multiplies the share of
@@ -50,7 +50,7 @@ class RecoverableCompression(Pruner):
     """
 
     name: ClassVar[str] = "recoverable"
-    source: ClassVar[str] = "Recoverable Compression, AAAI 2025"
+    source: ClassVar[str] = "Recoverable Compression, arXiv 2409.01179"
     needs: ClassVar[tuple[str, ...]] = ("question", "tower_joint_attention/-1", "tower_joint_keys/-1")
     scores_label: ClassVar[str] = "attention received"
     query_aware: ClassVar[bool] = True

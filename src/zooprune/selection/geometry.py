@@ -1,4 +1,4 @@
-"""What tokens have in common, taken out of their comparison and put into their worth."""
+"""The mean that tokens share: cosines without it, and how far each token is from it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,5 @@ def distinctiveness(embeddings: Tensor) -> Tensor:
         All ones where every token is as unlike the others.
     """
     unit = F.normalize(embeddings.float(), dim=-1)
-    # The cosine of a token to itself shifts all means alike, and so does the number of tokens scale them.
     to_others = unit @ unit.sum(0) - unit.square().sum(-1)
     return rescale(-to_others / max(1, len(unit) - 1))
