@@ -36,8 +36,9 @@ class EADP(Pruner):
 
     Source: "Combating Textual Noise and Redundancy: Entropy-Aware Dense Visual Token Pruning", arXiv 2607.02484,
     ECCV 2026. This is the released form for Qwen2.5-VL, which compares embeddings in the language model's space; the
-    form for LLaVA compares in CLIP's space. Text is the whole prompt, the template included, while the released code takes the instruction
-    only. A prompt without text leaves all tokens equally relevant.
+    form for LLaVA compares in CLIP's space. Text is the whole prompt, the template included, while the released code
+    takes the instruction only. A prompt without text leaves all tokens equally relevant. With several tiles the
+    released code also shares the budget among them by relevance; here the scope decides.
 
     Parameters
     ----------

@@ -34,12 +34,12 @@ class RecoverableCompression(Pruner):
     the mean attention of all patches.
 
     Source: "Recoverable Compression: A Multimodal Vision Token Recovery Mechanism Guided by Text Information", arXiv
-    2409.01179, AAAI 2025. The paper compares patches and text in CLIP's space. Here embeddings are compared with the mean of the
-    prompt's text in the language model's own table, which every model has. The number of tokens depends on the image
-    in the paper; here the budget is met unless `native` is set, and the three parts share it in proportion to their
-    native numbers. The released code looks up the keys of other tokens than it clusters, multiplies the share of
-    outliers among the rest by the number of kept tokens, and puts merged tokens last; here keys fit, centres are as
-    many as outliers among the rest, and tokens keep their place in the image.
+    2409.01179, AAAI 2025. The paper compares patches and text in CLIP's space. Here embeddings are compared with the
+    mean of the prompt's text in the language model's own table, which every model has. In the paper the number of
+    tokens depends on the image; here the budget is met unless `native` is set, and the parts share it in proportion to
+    their native numbers. The released code clusters by the keys of other tokens, takes as many centres as the share of
+    outliers among the rest times the number of kept tokens, and puts merged tokens last. Here keys belong to their
+    tokens, there is a centre for each outlier among the rest, and tokens keep their place in the image.
 
     Parameters
     ----------
