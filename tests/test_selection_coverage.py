@@ -153,8 +153,11 @@ def test_copies_wait_until_all_others_are_picked(name, distinct, seed):
 @pickers
 @pytest.mark.parametrize(
     ("rows", "keep", "message"),
-    [(torch.ones(3), 1, "must be"), (torch.ones(2, 2), 0, "keep=0"), (torch.full((2, 2), torch.nan), 1, "NaN")],
-)
+    [
+        (torch.ones(3), 1, "must be"), (torch.ones(2, 0), 1, "not empty"), (torch.ones(2, 2), 0, "keep=0"),
+        (torch.full((2, 2), torch.nan), 1, "^embeddings contain NaN"),
+    ],
+)  # fmt: skip
 def test_bad_arguments_are_refused(name, rows, keep, message):
     with pytest.raises(ValueError, match=message):
         PICKERS[name][0](rows, torch.ones(len(rows)), keep)
@@ -177,6 +180,13 @@ def test_a_bonus_and_a_start_are_what_they_say(total, seed, data):
     assert expand(rows, weights, start, keep).tolist() == start.tolist()
     keep = min(total, keep + 3)
     assert expand(rows, weights, start, keep).tolist() == plain_expansion(rows, weights, keep, start.tolist())
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_what_all_tokens_count_alike_changes_nothing(scale):
+    rows, weights = drawn(20, 8, seed=0), drawn(20, seed=1).abs()
+    assert torch.equal(facility(rows, weights * scale, 12), facility(rows, weights, 12))
+    assert facility(rows, weights * 0, 4).tolist() == [0, 1, 2, 3]
 
 
 # Groups and suppression
@@ -203,6 +213,15 @@ def test_groups_follow_their_tokens_and_read_float32():
     assert torch.equal(group_by_component(half, 5), group_by_component(half.float(), 5))
 
 
+@pytest.mark.parametrize("total", [2, 12])
+def test_components_without_variance_have_no_token(total):
+    """Three channels without their mean have two components, and tokens that are all alike have a single component."""
+    features = drawn(total, 3, seed=0)
+    assert set(group_by_component(features, 3).tolist()) <= {0, 1}
+    assert group_by_component(features[:1].expand(total, -1), 3).tolist() == [0] * total
+    assert group_by_component(torch.zeros(total, 3), 3).tolist() == [0] * total
+
+
 @settings(max_examples=25, deadline=None)
 @given(total=st.integers(1, 20), seed=SEEDS, threshold=st.floats(-1, 1))
 def test_what_is_left_suppresses_all_that_comes_later(total, seed, threshold):
@@ -212,6 +231,11 @@ def test_what_is_left_suppresses_all_that_comes_later(total, seed, threshold):
         if all(similarity[other, token] <= threshold for other in left):
             left.append(token)
     assert suppress(similarity, order, threshold).nonzero()[:, 0].tolist() == sorted(left)
+
+
+def test_what_is_as_similar_as_the_threshold_stays():
+    similarity = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    assert suppress(similarity, torch.arange(2), 0.5).tolist() == [True, True]
 
 
 # Outliers
@@ -260,8 +284,8 @@ def test_whole_tiles_are_smoothed_as_a_convolution_does_it(rows, columns, tiles,
 
 
 def test_missing_neighbours_count_as_the_token_itself():
-    positions = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 2], [0, 0, -1, -1]])
-    values = torch.tensor([3.0, 5.0, 7.0])
+    positions = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 2], [0, 0, -1, -1], [0, 0, -1, 1], [0, 0, 1, -1]])
+    values = torch.tensor([3.0, 5.0, 7.0, 9.0, 11.0])
     torch.testing.assert_close(smooth(values, positions), values)
 
 
@@ -308,6 +332,7 @@ def test_a_cold_plan_is_a_matching():
     [
         (torch.ones(3), {}, "must be"), (torch.full((2, 2), torch.nan), {}, "NaN"),
         (torch.ones(2, 2), {"temperature": 0.0}, "positive"), (torch.ones(2, 2), {"iterations": 0}, "positive"),
+        (torch.ones(2, 2), {"temperature": math.inf}, "positive"),
     ],
 )  # fmt: skip
 def test_costs_and_options_that_make_no_plan_are_refused(cost, options, message):
