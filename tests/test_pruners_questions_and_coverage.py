@@ -393,18 +393,40 @@ def test_aot_merges_as_it_says():
         )
 
 
-def test_aot_sets_tiles_apart_and_leaves_separators_out_of_windows():
-    tokens = make_tokens(18, columns=3)
-    positions = torch.cat([raster(9, 3), raster(9, 3) + torch.tensor([0, 1, 0, 0])])
-    tiles = dataclasses.replace(tokens, positions=positions)
-    pruner = get_pruner("aot", local=1.0)
-    one_each = pruner.select(tiles, 18).index.tolist()
-    assert one_each == list(range(18))
-    separators = dataclasses.replace(tokens, positions=torch.full((18, 4), -1).abs() * torch.tensor([0, 0, -1, -1]))
+def test_aot_merges_inside_a_tile_first():
+    """Two frames of two tiles each, which are wider than high; a separator shows no patch."""
+    grid = torch.cartesian_prod(torch.arange(2), torch.arange(2), torch.arange(3), torch.arange(6))
+    positions = torch.cat([grid, torch.tensor([[0, 1, 2, -1]])])
+    tokens = dataclasses.replace(make_tokens(73, words=3), positions=positions)
+    shallow, deep = (tokens.signals[f"tower_received/{layer}"][:, 0].tolist() for layer in ("0.23", "0.96"))
+    window = [(*cell[:2], cell[2], cell[3] // 2) for cell in grid.tolist()]
+    local = [max((t for t in range(72) if window[t] == one), key=lambda t: shallow[t]) for one in sorted(set(window))]
+    others = sorted(set(range(73)) - set(local), key=lambda token: -deep[token])
+    selection = get_pruner("aot", local=0.9).select(tokens, 41)
+    assert selection.index.tolist() == sorted(local + others[:5])
+    index, rest = selection.index, torch.tensor(sorted(others[5:]))
+    place = positions[:, 2:].double() / torch.tensor([2, 5])
+    apart = torch.tensor([
+        [
+            float((place[one] - place[other]).norm())
+            if positions[one, :2].equal(positions[other, :2]) and 72 not in (int(one), int(other))
+            else math.sqrt(2)
+            for other in index
+        ]
+        for one in rest
+    ])  # fmt: skip
+    cost = 1 - torch.tensor(cosines(tokens.embeddings[rest], tokens.embeddings[index])) + 0.5 * apart
+    plan, embeddings = sinkhorn(cost).double(), tokens.embeddings.double()
+    moved = (embeddings[index] + plan.T @ embeddings[rest]) / (1 + plan.sum(0)[:, None])
+    nearest = torch.stack([embeddings[selection.into == number].mean(0) for number in range(41)])
+    torch.testing.assert_close(selection.merged.double(), 0.9 * moved + 0.1 * nearest, rtol=1e-4, atol=1e-5)
+
+
+def test_aot_leaves_separators_out_of_windows():
+    tokens = make_tokens(18)
+    separators = dataclasses.replace(tokens, positions=torch.tensor([[0, 0, -1, -1]]).expand(18, -1))
     deep = tokens.signals["tower_received/0.96"][:, 0]
     assert kept("aot", separators, 5) == deep.topk(5).indices.sort().values.tolist()
-    far = sinkhorn(torch.full((2, 2), math.sqrt(2)))
-    torch.testing.assert_close(far, torch.full((2, 2), 0.25))
 
 
 # Recoverable Compression
@@ -436,7 +458,7 @@ def test_recoverable_follows_its_steps():
     selection = get_pruner("recoverable", native=True, keep=9).select(tokens, 9)
     assert selection.index.tolist() == sorted([*seen, *asked, *centres, host])
     keys = cosines(tokens.signals["tower_joint_keys/-1"])
-    rows = {token: tokens.embeddings[token].double() for token in [*seen, *asked]}
+    rows, takers = {token: tokens.embeddings[token].double() for token in [*seen, *asked]}, {}
     features, weight = tokens.features.double(), tokens.projector.weight.detach().double()
     for centre in centres:
         closest = sorted(
@@ -444,12 +466,15 @@ def test_recoverable_follows_its_steps():
             key=lambda token: -(keys[centre, token] + 50 / 768**0.5 * float(text[token])),
         )[:32]
         rows[centre] = weight @ (features[centre] + sum(float(attention[token]) * features[token] for token in closest))
+        for token in closest:
+            takers.setdefault(token, []).append((keys[centre, token], centre))
     loose = [token for token in rest if token not in centres]
     rows[host] = weight @ sum(float(attention[token]) * features[token] for token in loose)
     expected = torch.stack([rows[token] for token in selection.index.tolist()])
     torch.testing.assert_close(selection.merged.double(), expected, rtol=1e-4, atol=1e-5)
-    assert set(selection.into[torch.tensor(loose)].tolist()) >= {selection.index.tolist().index(host)}
-    assert (selection.into[torch.tensor(loose)] >= 0).all()
+    for token in loose:
+        holder = max(takers[token])[1] if token in takers and token != host else host
+        assert selection.into[token] == selection.index.tolist().index(holder)
     assert get_pruner("recoverable").exact and not get_pruner("recoverable", native=True).exact
 
 
@@ -461,6 +486,11 @@ def test_recoverable_shares_a_budget_among_its_parts():
         selection = get_pruner("recoverable").select(tokens, keep)
         assert len(selection) == keep
         assert int(attention.argmax()) in selection.index.tolist()
+    # A part of one token is a centre, without a rest token that would hold what the centre does not take in.
+    few = get_pruner("recoverable").select(tokens, 6)
+    place = [number for number in range(6) if not torch.equal(few.merged[number], tokens.embeddings[few.index[number]])]
+    assert len(place) == 1
+    assert (few.into == place[0]).sum() == 33 and (few.into == -1).sum() == 100 - 6 - 32
     same = get_pruner("recoverable").select(tokens, len(native))
     assert torch.equal(same.index, native.index) and torch.equal(same.merged, native.merged)
 
@@ -470,7 +500,8 @@ def test_recoverable_without_outliers_keeps_what_is_attended_to():
     even = {"tower_joint_attention/-1": torch.linspace(0.01, 0.05, 30)[:, None]}
     tokens = dataclasses.replace(tokens, signals=dict(tokens.signals) | even, context={"question": torch.zeros(0, 7)})
     assert kept("recoverable", tokens, 4) == [26, 27, 28, 29]
-    assert kept("recoverable", tokens, 4, native=True) == [29]
+    selection = get_pruner("recoverable", native=True).select(tokens, 4)
+    assert selection.index.tolist() == [29] and selection.merged is None
 
 
 # Cen-Prune
