@@ -35,6 +35,8 @@ from zooprune.tokens import VisualTokens
 BUDGETS = (32,)
 #: Scenes on which the choices of two estimators are compared.
 SCENES = 30
+#: As the paper has it, also where a prompt shows two images.
+CONTIGUOUS = Policy(positions="contiguous")
 
 
 @register
@@ -94,13 +96,17 @@ def first_block(model: Any) -> Callable[[Tensor], Tensor]:
     return read
 
 
+def varied(variant: dict[str, Any], keep: int) -> Setting:
+    return Setting(keep=keep, **({"policy": CONTIGUOUS} | variant))
+
+
 def overlap(subject: Subject, examples: list, variant: dict[str, Any], keep: int) -> float:
     """Return the mean share of ZOO-Prune's tokens that a variant keeps too."""
     shares = []
     for example in examples[:SCENES]:
         inputs = subject.prepare([example])
         kept = []
-        for setting in (Setting("zoo", keep), Setting(keep=keep, **variant)):
+        for setting in (Setting("zoo", keep), varied(variant, keep)):
             with torch.no_grad(), prune(subject.model, setting.pruner()) as session:
                 session.prepare(inputs)
             kept.append(session.reports[-1].images[0].selection.mask)
@@ -112,8 +118,8 @@ def compare_with_zoo(
     subject: Subject, examples: list, variants: dict[str, dict[str, Any]], folder: Path
 ) -> list[dict[str, Any]]:
     """Ask the model, ZOO-Prune and its variants the same questions, and return a row per variant and budget."""
-    settings = [Setting(), *(Setting("zoo", keep) for keep in BUDGETS)]
-    settings += [Setting(keep=keep, **variant) for keep in BUDGETS for variant in variants.values()]
+    settings = [Setting(), *(Setting("zoo", keep, policy=CONTIGUOUS) for keep in BUDGETS)]
+    settings += [varied(variant, keep) for keep in BUDGETS for variant in variants.values()]
     configuration = {"questions": fingerprint(examples), "settings": [list(setting.key) for setting in settings]}
     results = Results(folder, configuration)
     with Progress(console=Console(stderr=True)) as progress:
@@ -127,13 +133,13 @@ def compare_with_zoo(
     rows = []
     for keep in BUDGETS:
         for what, variant in variants.items():
-            arm = (Setting(keep=keep, **variant).label, keep)
-            gap = compare(answers, arm, ("zoo", keep))
+            arm, zoo = (varied(variant, keep).label, keep), (Setting("zoo", keep, policy=CONTIGUOUS).label, keep)
+            gap = compare(answers, arm, zoo)
             rows.append(
                 {"variant": what, "keep": keep, "questions": len(examples), "accuracy": figures[arm]["accuracy"],
-                 "zoo": figures["zoo", keep]["accuracy"], "evidence recall": figures[arm]["evidence_recall"],
+                 "zoo": figures[zoo]["accuracy"], "evidence recall": figures[arm]["evidence_recall"],
                  "same tokens": overlap(subject, examples, variant, keep),
-                 "tasks": {one: [figures[key]["tasks"][one]["accuracy"] for key in (("zoo", keep), arm)]
+                 "tasks": {one: [figures[key]["tasks"][one]["accuracy"] for key in (zoo, arm)]
                            for one in figures[arm]["tasks"]},
                  "difference": gap["difference"], "interval": gap["interval"], "p": gap["p"]}
             )  # fmt: skip

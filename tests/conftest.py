@@ -210,6 +210,12 @@ def tokens() -> VisualTokens:
     positions = torch.stack([place * 0, place * 0, place // 6, place % 6], dim=-1)
     signals = {"tower_attention": torch.rand(30, 1), "tower_keys": torch.randn(30, 8)}
     context = {"question": torch.randn(5, 20)}
+    signals |= {
+        "tower_received": torch.rand(30, 1), "tower_received/0.375": torch.rand(30, 1),
+        "tower_joint_attention/-1": torch.rand(30, 1), "tower_joint_keys/-1": torch.randn(30, 12),
+        "tower_context@39.26": torch.rand(30, 1), "tower_attention/-1": torch.rand(30, 1),
+        "tower_received/0.96": torch.rand(30, 1), "tower_received/0.23": torch.rand(30, 1),
+    }  # fmt: skip
     return VisualTokens(features, projector(features).detach(), projector, positions, signals, context)
 
 

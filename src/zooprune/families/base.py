@@ -152,9 +152,11 @@ class Family(ABC):
         names = [name.rpartition(".")[2] for name, _ in model.model.get_submodule(self.tower).named_parameters()]
         return "class_embedding" in names or "cls_token" in names
 
-    def layer(self, model: Any, number: int | None) -> int:
-        """Return which layer of the tower a number means; None is the one whose output the projector reads."""
+    def layer(self, model: Any, number: int | float | None) -> int:
+        """Return which layer of the tower a number means; see `zooprune.signals.base.TowerSignal`."""
         total = len(self.attentions(model))
+        if isinstance(number, float):
+            number = max(1, round(number * total)) - 1
         if number is None:
             # As for `hidden_states`, of which the first is what the first layer reads.
             read = getattr(model.config, "vision_feature_layer", None)

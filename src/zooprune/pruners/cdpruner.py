@@ -11,12 +11,13 @@ from torch import Tensor
 
 from zooprune.precision import exact_float32
 from zooprune.pruners.base import Pruner
+from zooprune.pruners.centring import Centring
 from zooprune.selection.dpp import greedy_map
 from zooprune.tokens import VisualTokens
 
 
 @dataclass(frozen=True)
-class CDPruner(Pruner):
+class CDPruner(Centring, Pruner):
     """Keep a set of tokens that is diverse given the question: a determinantal point process over both.
 
     With r the relevance of each token and c the cosines between embeddings, the kernel is r_i c_ij r_j, and tokens are
@@ -28,6 +29,14 @@ class CDPruner(Pruner):
     Source: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs",
     arXiv 2506.10967, NeurIPS 2025. The released code rescales over a whole batch, so that images change each other's
     choice; here every image is rescaled by itself.
+
+    Parameters
+    ----------
+    keep : int or float
+        Tokens per image, or a share of them.
+    centred, distinctive : bool
+        The options of Cen-Prune, arXiv 2608.30263; see `zooprune.pruners.centring.Centring`. Both together are its
+        form for CDPruner, Eq. 8.
     """
 
     name: ClassVar[str] = "cdpruner"
@@ -50,5 +59,6 @@ class CDPruner(Pruner):
     @exact_float32()
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
         """Pick greedily by determinants."""
-        unit = F.normalize(tokens.embeddings.float(), dim=-1) * scores[:, None]
+        worth = self.weighted(scores, tokens.embeddings)
+        unit = F.normalize(self.compared(tokens.embeddings).float(), dim=-1) * worth[:, None]
         return greedy_map(unit @ unit.T, keep)

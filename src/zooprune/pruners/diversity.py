@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from zooprune.pruners.base import Pruner
+from zooprune.pruners.centring import Centring
 from zooprune.selection.greedy import picks_and_cosines
 from zooprune.tokens import Selection, VisualTokens
 
 
 @dataclass(frozen=True)
-class DiversityOnly(Pruner):
+class DiversityOnly(Centring, Pruner):
     """Keep tokens that are unlike each other, all being worth the same.
 
     The greedy selection of ZOO-Prune with constant weights: the first token is number 0, each further one the
@@ -22,6 +23,13 @@ class DiversityOnly(Pruner):
     token.
 
     Source: arXiv 2509.24837, Eq. 6 and Table 4.
+
+    Parameters
+    ----------
+    keep : int or float
+        Tokens per image, or a share of them.
+    centred, distinctive : bool
+        The options of Cen-Prune, arXiv 2608.30263; see `zooprune.pruners.centring.Centring`.
     """
 
     name: ClassVar[str] = "diversity"
@@ -33,5 +41,5 @@ class DiversityOnly(Pruner):
 
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Selection:
         """Pick greedily by distance."""
-        picked, cosines = picks_and_cosines(tokens.embeddings, scores, keep)
-        return Selection.of_picks(picked, len(tokens), cosines)
+        worth = self.weighted(scores, tokens.embeddings)
+        return self.chosen(tokens, *picks_and_cosines(self.compared(tokens.embeddings), worth, keep))

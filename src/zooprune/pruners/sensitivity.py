@@ -16,7 +16,8 @@ from zooprune.tokens import Selection, VisualTokens
 class SensitivityOnly(ZooPrune):
     """Keep the most sensitive tokens, however alike they are.
 
-    Source: arXiv 2509.24837, Table 4, row "sensitivity". The options are those of `ZooPrune`; `fusion` has no effect.
+    Source: arXiv 2509.24837, Table 4, row "sensitivity". The options are those of `ZooPrune`; `fusion`, `centred`
+    and `distinctive` have no effect.
     """
 
     name: ClassVar[str] = "sensitivity"

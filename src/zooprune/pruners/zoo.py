@@ -14,6 +14,8 @@ from zooprune import sensitivity
 from zooprune.profiling import note
 from zooprune.projectors import Projector, Sensitivity
 from zooprune.pruners.base import Pruner
+from zooprune.pruners.centring import Centring
+from zooprune.selection import rescale
 from zooprune.selection.greedy import Fusion, picks_and_cosines
 from zooprune.sensitivity.jacobian import form_of
 from zooprune.sensitivity.running import is_differentiable, runner_of
@@ -26,7 +28,7 @@ _warned: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True)
-class ZooPrune(Pruner):
+class ZooPrune(Centring, Pruner):
     """Keep the tokens whose nudging moves the projector's output most, and that are unlike each other.
 
     Source: "ZOO-Prune: Training-Free Token Pruning via Zeroth-Order Gradient Estimation in Vision-Language Models",
@@ -56,6 +58,9 @@ class ZooPrune(Pruner):
         Seed of the directions, the same for every image.
     fusion : {"product", "sum"}
         "sum" is the paper's ablation (Table 4).
+    centred, distinctive : bool
+        The options of Cen-Prune, arXiv 2608.30263; see `zooprune.pruners.centring.Centring`. Both together are its
+        form for ZOO-Prune.
     """
 
     name: ClassVar[str] = "zoo"
@@ -126,8 +131,9 @@ class ZooPrune(Pruner):
 
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor | Selection:
         """Pick greedily, on the embeddings the language model would read."""
-        picked, cosines = picks_and_cosines(tokens.embeddings, scores, keep, fusion=self.fusion)
-        return Selection.of_picks(picked, len(tokens), cosines)
+        worth = self.weighted(rescale(scores), tokens.embeddings) if self.distinctive else scores
+        picks = picks_and_cosines(self.compared(tokens.embeddings), worth, keep, fusion=self.fusion)
+        return self.chosen(tokens, *picks)
 
 
 def _cheapest(projector: Projector, width: int) -> Estimator:

@@ -26,12 +26,13 @@ class TowerSignal(ABC):
     ----------
     name : str
         As the method asked for it.
-    layer : int or None
-        Which layer, from the end if negative; None is the one whose output the projector reads.
+    layer : int, float or None
+        Which layer, from the end if negative. A float is a share of the tower's depth, so that 0.375 is the ninth of 24
+        layers. None is the layer whose output the projector reads.
     """
 
     name: str
-    layer: int | None = None
+    layer: int | float | None = None
 
     @abstractmethod
     def patches(self, seen: Attention, *, class_token: bool) -> Tensor:

@@ -17,3 +17,12 @@ class TowerKeys(TowerSignal):
     def patches(self, seen: Attention, *, class_token: bool) -> Tensor:
         """Return the mean keys, float32."""
         return torch.cat([key.float().mean(1) for key in seen.keys], dim=1)[:, int(class_token) :]
+
+
+@dataclass(frozen=True)
+class TowerJointKeys(TowerSignal):
+    """The key of each patch, those of all heads side by side: (sequences, patches, heads * d_head)."""
+
+    def patches(self, seen: Attention, *, class_token: bool) -> Tensor:
+        """Return the keys, float32."""
+        return torch.cat([key.float().transpose(1, 2).flatten(2) for key in seen.keys], dim=1)[:, int(class_token) :]
