@@ -31,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _out, _err = Console(), Console(stderr=True)
+#: The longest name of a method that a table shows on a line of its own.
+_LONGEST = 20
 
 _STAGES = ("encode", "score", "select", "assign", "prefill", "decode")
 #: What only pruning spends time on.
@@ -453,14 +455,25 @@ def _progress() -> Any:
 def _print_figures(figures: Figures, subject: str) -> None:
     title = _text(f"{subject}: {figures.title}")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    # Figures stay whole; a method with many options takes several lines instead.
+    long = max(len(str(row[0])) for row in figures.rows) > _LONGEST
+    rows = [(_by_line(row[0]) if long else row[0], *row[1:]) for row in figures.rows]
     for number, heading in enumerate(figures.header):
+        width = max(len(line) for row in rows for line in str(row[number]).splitlines() or [""])
         table.add_column(
-            _text(heading), justify="left" if number == 0 else "right", no_wrap=heading in ("method", "95 %")
-        )
-    for row in figures.rows:
+            _text(heading), justify="left" if number == 0 else "right", no_wrap=heading in ("method", "95 %"),
+            min_width=width,
+        )  # fmt: skip
+    for row in rows:
         table.add_row(*map(_text, row))
     _out.print(table)
     _out.print(_text(figures.note), style="dim")
+
+
+def _by_line(label: str) -> str:
+    """Return a method's name and its options, each in a line of its own."""
+    name, _, options = label.partition("(")
+    return "\n ".join([name, *options.removesuffix(")").split(", ")] if options else [name])
 
 
 def _quiet_libraries() -> None:
