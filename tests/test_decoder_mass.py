@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -249,6 +253,32 @@ def test_a_column_of_the_keys_does_what_a_bias_does(name, dtype):
         )
     tolerance = 2e-5 if dtype == torch.float32 else 0.05 * float(found[0].abs().max())
     torch.testing.assert_close(*found, rtol=0, atol=tolerance)
+
+
+COMPARED = """
+import torch
+from zoo_of_models import CASES
+from zooprune import prune
+from zooprune.pruners import get_pruner
+
+model, found = CASES["llava"].model(), []
+inputs = CASES["llava"].make(model, [[0], [0, 0]])
+for implementation in ("sdpa", "flex_attention"):
+    model.get_decoder().set_attn_implementation(implementation)
+    with torch.no_grad(), prune(model, get_pruner("random", keep=3), dropped="stand in") as session:
+        found.append(model(**session.prepare(inputs)).logits[:, -1])
+torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+"""
+
+
+def test_flex_attention_gives_what_sdpa_gives():
+    """Not compiled, which is a switch of the whole process: torch cannot compile it on every CPU, mass or not."""
+    here = Path(__file__).parent
+    environment = os.environ | {"TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPARED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_attention_that_takes_no_mass_is_refused():
