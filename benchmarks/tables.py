@@ -53,7 +53,11 @@ def write_figures(folder: Path) -> Path:
     """
     run: dict[str, Any] = json.loads((folder / "run.json").read_text())
     examples = {example.id: example for example in bundled_examples()}
-    rows = [row | {"scenes": list(examples[row["id"]].scenes)} for row in read_rows(folder / "results.jsonl")]
+    rows = [
+        row
+        | {"scenes": list(examples[row["id"]].scenes), "method": row["method"].removesuffix("(positions=contiguous)")}
+        for row in read_rows(folder / "results.jsonl")
+    ]
     answered = {row["id"] for row in rows}
     if len(answered) < len(examples) or len(rows) % len(examples):
         raise SystemExit(f"{folder} is not finished: {len(rows):,} replies to {len(answered):,} questions")
