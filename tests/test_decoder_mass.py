@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from test_continuing import all_again, longer
+from test_practice import lora, offloaded
 from zoo_of_models import CASES, IMAGE
 from zooprune import prune
 from zooprune.decoder.mass import Weighing, counting
@@ -49,7 +51,7 @@ def read(model, embeddings, positions, mass=None):
     decoder = model.get_decoder()
     axes = 1 if model.config.get_text_config().rope_parameters.get("mrope_section") is None else 4
     places = positions[None] if axes == 1 else positions.expand(axes, 1, -1)
-    with torch.no_grad(), counting(mass):
+    with torch.no_grad(), counting(model, mass):
         # The mask keeps equal positions from passing for the seams of packed prompts.
         hidden = decoder(
             inputs_embeds=embeddings[None], position_ids=places,
@@ -383,3 +385,94 @@ def test_an_empty_cache_of_the_caller_is_filled_with_mass():
         expected = model.generate(**inputs, **GREEDY)
         found = model.generate(**inputs, **GREEDY, past_key_values=DynamicCache())
     assert torch.equal(logits_of(found), logits_of(expected))
+
+
+def test_another_model_that_is_called_meanwhile_is_not_weighed():
+    """As a guide that a logits processor asks would be."""
+    case = CASES["llava"]
+    model, guide = case.model(), case.model()
+    inputs, text = case.make(model, [[0]]), {"input_ids": torch.tensor([[11, 12, 13, 14]])}
+    with torch.no_grad():
+        expected, heard = guide(**text).logits, []
+
+    def listen(ids, scores):
+        heard.append(guide(**text).logits)
+        return scores
+
+    with torch.no_grad(), standing_in(model), standing_in(guide):
+        model.generate(**inputs, **GREEDY, logits_processor=[listen])
+    assert len(heard) == GREEDY["max_new_tokens"]
+    assert all(torch.equal(logits, expected) for logits in heard)
+
+
+@pytest.mark.parametrize("how", ["cpu", "disk", "device map"])
+@pytest.mark.parametrize("name", ["llava", "internvl", "gemma3"])
+def test_offloaded_models_are_weighed(name, how, tmp_path):
+    case = CASES[name]
+    plain = case.model()
+    inputs = case.make(plain, [[0], [case.kinds - 1, 0]])
+    with standing_in(plain):
+        expected = plain.generate(**inputs, **GREEDY)
+    model = offloaded(case.model(), how, tmp_path)
+    with standing_in(model):
+        found = model.generate(**inputs, **GREEDY)
+    assert torch.equal(logits_of(found), logits_of(expected))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_lora_in_the_attention_is_weighed_as_it_is_merged():
+    case = CASES["llava"]
+    model = case.model()
+    inputs = case.make(model, [[0]])
+    wrapped = lora(model, ["q_proj", "k_proj"])
+    with standing_in(wrapped.get_base_model()):
+        found = wrapped.generate(**inputs, **GREEDY)
+        with wrapped.disable_adapter():
+            without = wrapped.generate(**inputs, **GREEDY)
+    merged = wrapped.merge_and_unload()
+    with standing_in(merged):
+        expected = merged.generate(**inputs, **GREEDY)
+    torch.testing.assert_close(logits_of(found), logits_of(expected), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits_of(found), logits_of(without), atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+def test_equal_tokens_pruned_to_one_change_nothing_in_eight_bits(name):
+    model = CASES[name].model()
+    torch.ao.quantization.quantize_dynamic(model.get_decoder(), {nn.Linear}, dtype=torch.qint8, inplace=True)
+    image, *text = drawn(model, 5)
+    # What is quantised on the way depends on the largest value of all rows, which is the same with and without copies.
+    expected = read(model, torch.stack([image] * 7 + text), torch.tensor([0] * 7 + [1, 2, 3, 4]))
+    weighing = Weighing(model)
+    found = read(model, torch.stack([image, *text]), torch.arange(5), torch.tensor([[7.0, 1, 1, 1, 1]]))
+    weighing.remove()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("when", ["before the session", "inside of it"])
+def test_layers_that_are_compiled_are_weighed(when):
+    """With dynamo's eager backend, which traces everything and needs no compiler."""
+    case = CASES["llava"]
+    model = case.model()
+    inputs = case.make(model, [[0], [0, 0]])
+    with standing_in(model):
+        expected = model.generate(**inputs, **GREEDY)
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    def compile_all():
+        for layer in model.get_decoder().layers:
+            layer.compile(backend=backend)
+
+    if when == "before the session":
+        compile_all()
+    with standing_in(model):
+        if when == "inside of it":
+            compile_all()
+        found = model.generate(**inputs, **GREEDY)
+    assert compiled
+    torch.testing.assert_close(logits_of(found), logits_of(expected), rtol=1e-5, atol=1e-6)

@@ -282,7 +282,8 @@ def test_what_the_caller_passes_in_sees_the_whole_prompt(llava, options):
     assert limited.shape[1] == width + 2
 
 
-def test_pipelines_need_no_change(llava):
+@pytest.mark.parametrize("dropped", ["discard", "stand in"])
+def test_pipelines_need_no_change(llava, dropped):
     processor = make_processor()
     ask = pipeline("image-text-to-text", model=llava, processor=processor)
     pictures = [Image.new("RGB", (50, 30), colour) for colour in ("red", "navy")]
@@ -292,9 +293,9 @@ def test_pipelines_need_no_change(llava):
     ]
     options = {"return_full_text": False, "generate_kwargs": {"max_new_tokens": NEW, "do_sample": False}}
     plain = ask(text=chats, **options)
-    with prune(llava, ZooPrune(keep=1.0)):
+    with prune(llava, ZooPrune(keep=1.0), dropped=dropped):
         assert ask(text=chats, **options) == plain
-    with prune(llava, ZooPrune(keep=7)) as session:
+    with prune(llava, ZooPrune(keep=7), dropped=dropped) as session:
         answers = [answer[0]["generated_text"] for answer in ask(text=chats, **options)]
         for answer, picture in zip(answers, pictures, strict=True):
             inputs = processor(text="<image> w7 w8", images=picture, return_tensors="pt")

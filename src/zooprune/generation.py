@@ -289,7 +289,7 @@ class Session:
         if not prompt.counts_like_text:
             kwargs["position_ids"] = prompt.position_ids.to(ids.device)
         beams = option(self.model, "num_beams", kwargs) or 1
-        with adding(), counting(prompt.mass):
+        with adding(), counting(self.model, prompt.mass):
             output = call(self.model, self._original, kwargs, ids, prompt, timings)
         if isinstance(output, Tensor):
             cache, sequences = kwargs.get("past_key_values"), output

@@ -83,16 +83,18 @@ class WeighedOutputs(dict[str, Any]):
     __getitem__ = get = _refuse
 
 
-_of_generate: ContextVar[Mass | None] = ContextVar("zooprune_mass", default=None)
+#: With the language model that reads it; others may be called meanwhile, by a logits processor for instance.
+_of_generate: ContextVar[tuple[nn.Module, Mass] | None] = ContextVar("zooprune_mass", default=None)
 _by_hand: ContextVar[Mass | None] = ContextVar("zooprune_mass_by_hand", default=None)
 #: What the tokens in caches count, of prompts that were prefilled by hand.
 _in_cache: WeakKeyDictionary[Any, Mass] = WeakKeyDictionary()
 
 
 @contextmanager
-def counting(mass: Tensor | None) -> Iterator[None]:
-    """Let the first tokens of all prompts count as often as `mass` says, (B, L), in models that are weighed."""
-    token = _of_generate.set(None if mass is None else Mass(mass))
+def counting(model: PreTrainedModel, mass: Tensor | None) -> Iterator[None]:
+    """Let the first tokens of all prompts of a weighed model count as often as `mass` says, (B, L)."""
+    decoder: Any = model.get_decoder()
+    token = _of_generate.set(None if mass is None else (decoder, Mass(mass)))
     try:
         yield
     finally:
@@ -205,7 +207,9 @@ def _leave_model(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Non
 def _enter_decoder(
     _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    mass = _of_generate.get() or _by_hand.get()
+    reader, mass = _of_generate.get() or (_module, _by_hand.get())
+    if reader is not _module:
+        return None
     # Layers pass on what they do not know; so it is there as well when checkpoints run a layer again.
     return None if mass is None else (args, kwargs | {"position_bias": mass})
 
