@@ -23,7 +23,7 @@ from environment import RESULTS, write
 from tables import percent, show, span
 from zooprune.data.examples import bundled_examples
 from zooprune.evaluation.intervals import clusters
-from zooprune.evaluation.metrics import arrange, compare
+from zooprune.evaluation.metrics import Answers, arrange, compare
 from zooprune.evaluation.runner import Row, read_rows
 
 WAYS = ("discard", "mean", "mass", "stand in")
@@ -57,14 +57,21 @@ def with_auto(rows: list[Row]) -> list[Row]:
 
 
 def taken(row: Row) -> tuple[str, str, str]:
-    """Return method, positions and what became of dropped tokens."""
+    """Return method, with options of its own, positions and what became of dropped tokens."""
     method, _, rest = row["method"].partition("(")
-    options = dict(part.split("=") for part in rest.rstrip(")").split(", "))
-    return method, options["positions"], options.get("dropped", "discard")
+    options = dict(part.split("=") for part in rest.rstrip(")").split(", ")) if rest else {}
+    positions, dropped = options.pop("positions", "auto"), options.pop("dropped", "discard")
+    own = ", ".join(f"{name}={value}" for name, value in options.items())
+    return method + (f"({own})" if own else ""), positions, dropped
 
 
 def label(method: str, positions: str, dropped: str) -> str:
-    return f"{method}(positions={positions}" + ("" if dropped == "discard" else f", dropped={dropped}") + ")"
+    """Return what the rows of an arm are called."""
+    name, _, own = method.partition("(")
+    parts = [own.rstrip(")")] if own else []
+    parts += [] if positions == "auto" else [f"positions={positions}"]
+    parts += [] if dropped == "discard" else [f"dropped={dropped}"]
+    return name + (f"({', '.join(parts)})" if parts else "")
 
 
 def figures(rows: list[Row]) -> list[dict[str, Any]]:
@@ -89,17 +96,25 @@ def figures(rows: list[Row]) -> list[dict[str, Any]]:
         if name == NONE or count % len(questions):
             continue
         method, positions, dropped = taken({"method": name})
-        before = label(method, "contiguous", "discard")
         accuracy = {part: float(np.nanmean(their.right[their.number((name, keep))])) for part, their in answers.items()}
-        against = {}
-        if (before, keep) in arms and before != name:
-            against = {part: compare(their, (name, keep), (before, keep)) for part, their in answers.items()}
+        others = {
+            "against discarding": [label(method, way, "discard") for way in ("contiguous", "auto")],
+            "against zoo": [label("zoo", positions, dropped)],
+        }
         found.append(
             {"method": method, "positions": positions, "dropped": dropped, "keep": keep, "accuracy": accuracy}
-            | {"against discarding": {part: {key: gap[key] for key in ("difference", "interval", "p")}
-                                      for part, gap in against.items()}}
+            | {what: _differences(answers, (name, keep), [other for other in named if (other, keep) in arms])
+               for what, named in others.items()}
         )  # fmt: skip
     return found
+
+
+def _differences(answers: dict[str, Answers], arm: tuple[str, int], others: list[str]) -> dict[str, Any]:
+    """Return by how much an arm is better than the first of others, which have the same budget."""
+    if not others or others[0] == arm[0]:
+        return {}
+    gaps = {part: compare(their, arm, (others[0], arm[1])) for part, their in answers.items()}
+    return {part: {key: gap[key] for key in ("difference", "interval", "p")} for part, gap in gaps.items()}
 
 
 def main() -> None:
