@@ -1,0 +1,43 @@
+"""A lattice of tokens, which ignores what they show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from zooprune.pruners.base import Pruner
+from zooprune.selection.lattice import spread
+from zooprune.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class Grid(Pruner):
+    """Keep tokens that are spread evenly over the image.
+
+    The kept tokens form a lattice of evenly spaced rows and, in each of these, evenly spaced columns. Rows are as far
+    apart as columns, as nearly as whole numbers allow: 64 of 24 x 24 tokens are every third one of every third row.
+    Where the budget is no product of rows and columns, the numbers of tokens in two of these rows differ by one at
+    most. Tiles and frames have a share of the budget in proportion to their tokens, and each is a lattice of its own.
+    With fewer tokens than frames, frames are evenly spaced as well. The choice depends on nothing but positions.
+
+    Models without a family of their own say no rows and columns; there, tokens are evenly spaced in their order.
+
+    Parameters
+    ----------
+    keep : int or float
+        Tokens per image, or a share of them.
+    """
+
+    name: ClassVar[str] = "grid"
+    source: ClassVar[str] = "baseline"
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Return ones: no token is worth more than another."""
+        return torch.ones(len(tokens), dtype=torch.float32, device=tokens.features.device)
+
+    def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
+        """Spread the budget over the positions."""
+        return spread(tokens.positions, keep)
