@@ -1,4 +1,4 @@
-"""`zooprune eval` and `zooprune calibrate` as a user meets them."""
+"""`zooprune eval`, `zooprune calibrate` and `zooprune tune` as a user meets them."""
 
 from __future__ import annotations
 
@@ -153,6 +153,39 @@ def test_a_calibrated_plan_says_what_becomes_of_dropped_tokens(wide, photo, tmp_
     assert code == 0 and json.loads(out)["dropped"] == "stand in"
 
 
+TUNE = ("tune", "--method", "vflowopt", "--keep", "64", "--limit", "3", "--trials", "2")
+
+
+def test_tune_writes_a_plan_that_ask_and_eval_take(wide, photo, tmp_path):  # noqa: F811
+    code, out, err = wide(*TUNE)
+    assert code == 0 and err == ""
+    assert "published" in out and "plan.json: the best of 2 trials on 3 questions" in out
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["method"] == "vflowopt" and set(plan["options"]) == {"threshold", "cell"}
+    code, out, err = wide("ask", "photo.jpg", "is there a dog?", "--plan", "plan.json", "--json")
+    assert code == 0 and json.loads(out)["pruned"]["visual_tokens"] == 64
+    code, out, err = wide("eval", "--plan", "plan.json", "--limit", "2", "--timed", "0", "--json")
+    assert code == 0 and len(json.loads(out)["models"]["bundled"]["summary"]) == 2
+    code, out, err = wide(*TUNE, "--json", "--out", "other.json")
+    told = json.loads(out)
+    assert code == 0 and told["plan"]["options"] == plan["options"] and len(told["trials"]) == 2
+    assert (tmp_path / "other.json").read_text() == (tmp_path / "plan.json").read_text()
+
+
+def test_tuning_that_is_broken_off_leaves_an_older_plan_alone(wide, tmp_path, monkeypatch):
+    from zooprune.evaluation import tuning
+
+    def broken_off(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "plan.json").write_text("older")
+    monkeypatch.setattr(tuning, "_last_state", broken_off)
+    code, out, _ = wide(*TUNE)
+    assert code != 0 and out == ""
+    assert [path.name for path in tmp_path.glob("*plan*")] == ["plan.json"]
+    assert (tmp_path / "plan.json").read_text() == "older"
+
+
 BAD = {
     "dropped": (["eval", "--dropped", "forget"], "dropped='forget' is not one of discard, mean, mass, stand in"),
     "plan and dropped": (["ask", "--plan", "plan.json", "--dropped", "mean"], "leave out --method"),
@@ -166,6 +199,8 @@ BAD = {
     "out is a file": (["eval", "--limit", "1", "--out", "plan.json"], "plan.json is a file"),
     "too few": (["calibrate", "--data", "bundled", "--limit", "5"], "takes at least 299 questions"),
     "quality": (["calibrate", "--data", "bundled", "--limit", "5", "--keep-quality", "99"], "not between 0 and 1"),
+    "nothing to tune": (["tune", "--method", "zoo", "--keep", "9", "--limit", "1"], "zoo has no options that depend"),
+    "tune in nowhere": ([*TUNE, "--out", "no/plan.json"], "--out: the folder no does not"),
     "out in nowhere": (["calibrate", "--data", "bundled", "--out", "no/plan.json"], "--out: the folder no does not"),
 }
 
@@ -184,11 +219,12 @@ def test_bad_input_is_one_line_and_exit_code_two(command, tmp_path, kind):  # no
     [
         ("plotly.offline", "report", ["eval"]),
         ("scipy.special", "data", ["calibrate", "--data", "bundled"]),
+        ("optuna", "tune", ["tune", "--method", "vflowopt", "--keep", "9"]),
         ("pyarrow.parquet", "data", ["eval", "--data", "mine.parquet"]),
     ],
 )
 def test_a_missing_package_is_named_before_anything_is_done(monkeypatch, command, tmp_path, package, extra, arguments):  # noqa: F811
-    for name in ("page", "publish", "calibrate"):
+    for name in ("page", "publish", "calibrate", "tuning"):
         monkeypatch.delitem(sys.modules, f"zooprune.evaluation.{name}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "mine.parquet").write_bytes(b"")

@@ -322,6 +322,60 @@ def calibrate(
 
 
 @app.command()
+def tune(
+    method: Annotated[str, typer.Option(help="A method whose options depend on the model: vflowopt.")],
+    keep: Annotated[str, typer.Option(help="The budget: visual tokens such as 64, or a share such as 0.25.")],
+    data: Annotated[
+        str, typer.Option(help="'bundled', a .jsonl or .parquet file, a folder or a data set.")
+    ] = "bundled",
+    model: Annotated[str, typer.Option(help="'bundled', a folder with a checkpoint, or a hub id.")] = "bundled",
+    question: Annotated[str | None, typer.Option(help="What to ask about the images of a folder.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this kind of question; may be repeated.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Questions at most.")] = 30,
+    trials: Annotated[int, typer.Option(min=1, help="How many options are tried, the published ones first.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    out: Annotated[Path, typer.Option(help="File to write the plan to.")] = Path("plan.json"),
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Find the options of a method with which pruning changes the model's last hidden state least."""
+    _check_writable(out, "--out")
+    budget = _parse_keep(keep)
+    with _waiting("loading torch and transformers", quiet=as_json):
+        from zooprune.data.examples import load_examples
+        from zooprune.evaluation.runner import Subject
+        from zooprune.evaluation.tuning import tune as find_options
+        from zooprune.loading import load_model
+    _quiet_libraries()
+    with _waiting(f"loading {data}", quiet=as_json):
+        examples = load_examples(data, question=question, tasks=task, limit=limit)
+    with _waiting(f"loading {model}", quiet=as_json):
+        subject = Subject(model, *load_model(model, dtype=dtype, device=device))
+    with _progress() as progress:
+        bar = progress.add_task("trying", total=trials)
+        plan, tried = find_options(
+            subject, examples, method, budget,
+            trials=trials, seed=seed, batch=batch, progress=lambda more: progress.advance(bar, more),
+        )  # fmt: skip
+    plan.save(out)
+    published, best = tried[0], max(tried, key=lambda trial: trial.likeness)
+    if as_json:
+        print(json.dumps({"plan": plan.as_json(), "out": str(out), "trials": [vars(trial) for trial in tried]}))
+        return
+    table = Table(
+        "options", *plan.options, "likeness", title=_text(f"{method} with keep={plan.keep}, {model} on {data}")
+    )
+    for name, trial in (("published", published), ("found", best)):
+        table.add_row(
+            *map(_text, (name, *(f"{value:.4g}" for value in trial.options.values()), f"{trial.likeness:.4f}"))
+        )
+    _out.print(table)
+    _say(f"{out}: the best of {trials} trials on {len(examples)} questions", soft_wrap=True)
+
+
+@app.command()
 def bench(
     question: Annotated[
         str | None, typer.Argument(help="sensitivity, selection, end-to-end or memory; all four when left out.")

@@ -6,7 +6,7 @@ A method sees the tokens of one image. It never sees a model, a prompt or a cach
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -50,6 +50,8 @@ class Pruner:
     exact: ClassVar[bool] = True
     #: Whether it has weights of its own that were trained.
     trained: ClassVar[bool] = False
+    #: Options that depend on the model, and the range of each that is searched; see `zooprune.evaluation.tuning`.
+    tunable: ClassVar[Mapping[str, tuple[float, float]]] = {}
     #: Where it prunes.
     where: ClassVar[Literal["before the language model", "inside the language model"]] = "before the language model"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,13 +41,15 @@ class VFlowOpt(Pruner):
         How many times the mean attention a central token receives at least. If there is none, all tokens count as
         central. Published for LLaVA-OneVision: 28.68, 34.76 and 39.26 for 50, 25 and 10 % of the tokens.
     cell : float
-        The side of a cell in tokens. Published for the same shares: 11.76, 15.58 and 17.39.
+        The side of a cell in tokens. Published for the same shares: 11.76, 15.58 and 17.39. For other models,
+        `zooprune tune` searches both.
     """
 
     name: ClassVar[str] = "vflowopt"
     source: ClassVar[str] = "VFlowOpt, arXiv 2508.05211, stage 0"
     needs: ClassVar[tuple[str, ...]] = ("tower_context@39.26",)
     scores_label: ClassVar[str] = "attention of central tokens"
+    tunable: ClassVar[Mapping[str, tuple[float, float]]] = {"threshold": (1, 100), "cell": (1, 27)}
 
     threshold: float = 39.26
     cell: float = 17.39
