@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,8 +15,9 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from zooprune import cli
+from zooprune import cli, list_pruners
 from zooprune.bundled import BUNDLED_FOLDER
+from zooprune.pruners import pruner_class
 
 QUESTION = "Is there a dog?"
 
@@ -91,10 +93,25 @@ def test_half_precision_runs(command, photo):
 def test_the_methods_are_listed(command):
     code, out, _ = command("methods", "--json")
     rows = json.loads(out)
-    assert code == 0 and {"zoo", "random", "sensitivity", "diversity"} <= {row["name"] for row in rows}
+    assert code == 0 and [row["name"] for row in rows] == sorted(list_pruners())
     code, out, _ = command("methods")
-    assert code == 0 and "arXiv" in out
+    assert code == 0 and all(name in out for name in list_pruners())
     assert all(len(line) <= 80 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("name", list_pruners())
+def test_a_method_is_shown_in_full(command, name):
+    code, out, err = command("methods", name)
+    assert code == 0 and err == "" and out.startswith(f"{name}: ")
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert all(field.name in out for field in dataclasses.fields(pruner_class(name)))
+    (row,) = json.loads(command("methods", name, "--json")[1])
+    assert row["name"] == name and row["options"][0]["name"] == "keep"
+
+
+def test_an_unknown_method_is_one_line_and_exit_code_two(command):
+    code, out, err = command("methods", "zooo")
+    assert code == 2 and out == "" and "did you mean 'zoo'" in err and err.count("\n") == 1
 
 
 def test_the_models_are_listed(command):

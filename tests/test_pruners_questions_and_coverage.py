@@ -169,9 +169,9 @@ def test_a_prompt_without_text_is_no_trouble(name):
 def test_it_says_what_it_reads(name):
     pruner = get_pruner(name)
     bare = dataclasses.replace(make_tokens(6), signals={}, context={})
-    with pytest.raises(ValueError, match=rf"{name} reads {pruner.needs[0]}"):
+    with pytest.raises(ValueError, match=rf"{name} reads {pruner.reads()[0]}"):
         pruner.select(bare, 3)
-    assert pruner.query_aware == ("question" in pruner.needs)
+    assert pruner.query_aware == ("question" in pruner.reads())
 
 
 @every
@@ -475,7 +475,7 @@ def test_recoverable_follows_its_steps():
     for token in loose:
         holder = max(takers[token])[1] if token in takers and token != host else host
         assert selection.into[token] == selection.index.tolist().index(holder)
-    assert get_pruner("recoverable").exact and not get_pruner("recoverable", native=True).exact
+    assert get_pruner("recoverable").is_exact() and not get_pruner("recoverable", native=True).is_exact()
 
 
 def test_recoverable_shares_a_budget_among_its_parts():

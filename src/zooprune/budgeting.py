@@ -72,7 +72,7 @@ def spend(pruner: Pruner, visual: Visual, policy: Policy) -> tuple[Selection, Te
         # A budget of one has room for a token, but not for its separator.
         kept[_rows_of(visual, selection)[: budget - len(selection)]] = True
     rest = budget - int(kept.sum())
-    if rest > 0 and pruner.exact:
+    if rest > 0 and pruner.is_exact():
         separators = torch.ones_like(kept)
         separators[visual.places] = False
         kept[(separators & ~kept).nonzero()[:rest, 0]] = True
@@ -84,7 +84,7 @@ def _checked(pruner: Pruner, tokens: VisualTokens, select: Select) -> Select:
         selection = select(keep)
         if selection.total != len(tokens):
             raise ValueError(f"{pruner} selected among {selection.total} tokens of {len(tokens)}")
-        if pruner.exact and len(selection) != keep:
+        if pruner.is_exact() and len(selection) != keep:
             raise ValueError(
                 f"{pruner} kept {len(selection)} tokens when asked for {keep}; declare it as exact = False"
             )

@@ -7,6 +7,8 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +21,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from zooprune.asking import Answer, Comparison
+    from zooprune.catalogue import Entry
     from zooprune.evaluation.report import Table as Figures
     from zooprune.evaluation.runner import Setting
     from zooprune.plan import Plan
@@ -110,21 +113,21 @@ def ask(
 
 
 @app.command()
-def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
-    """List the pruning methods."""
-    from zooprune.pruners import list_pruners, pruner_class
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, to see all that is known of it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the pruning methods, or say how one of them works and which options it has."""
+    from zooprune.catalogue import catalogue, describe
 
-    rows = []
-    for name in list_pruners():
-        method = pruner_class(name)
-        rows.append({"name": name, "source": method.source, "what": (method.__doc__ or "").splitlines()[0]})
+    _quiet_libraries()
+    entries = catalogue() if name is None else (describe(name),)
     if as_json:
-        print(json.dumps(rows))
-        return
-    table = Table("method", "what it keeps", "source")
-    for row in rows:
-        table.add_row(*map(_text, (row["name"], row["what"], row["source"])))
-    _out.print(table)
+        print(json.dumps([asdict(entry) for entry in entries]))
+    elif name is None:
+        _print_methods(entries)
+    else:
+        _print_method(entries[0])
 
 
 @app.command()
@@ -504,6 +507,57 @@ def _progress() -> Any:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def _print_methods(entries: Sequence[Entry]) -> None:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("method", "arXiv", "reads", "count", "merges", "seed", "families"):
+        table.add_column(heading, no_wrap=heading != "reads")
+    for one in entries:
+        count = "either" if " or " in one.count else one.count
+        shown = (
+            one.name,
+            one.arxiv or "",
+            ", ".join(one.reads),
+            count,
+            "yes" if one.merges else "",
+            one.seed,
+            one.hosts,
+        )
+        table.add_row(*map(_text, shown))
+    _out.print(table)
+    _say(
+        "reads     beside the image's tokens: attention and keys of the tower, the question\n"
+        "count     exact: the budget is met; native: the image decides; either: an option\n"
+        "seed      the choice is drawn; sampled: only where the sensitivity is sampled\n"
+        "families  of 'zooprune models', how many can host it\n\n"
+        "One method in full: zooprune methods NAME"
+    )
+
+
+def _print_method(entry: Entry) -> None:
+    for paragraph in (f"{entry.name}: {entry.idea[0]}", *entry.idea[1:], f"Source: {entry.source}"):
+        _say(paragraph + "\n")
+    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for fact, value in {
+        "arXiv": f"https://arxiv.org/abs/{entry.arxiv} ({entry.year})" if entry.arxiv else "",
+        "prunes": entry.where,
+        "made for": " and ".join(f"{modality}s" for modality in entry.modalities),
+        "reads": ", ".join(entry.signals) or "features and embeddings only",
+        "question": "the choice depends on it" if entry.query_aware else "the choice does not depend on it",
+        "count": entry.count,
+        "merges": "yes" if entry.merges else "no",
+        "trained": "yes" if entry.trained else "no",
+        "seed": {"": "no", "yes": "yes"}.get(entry.seed, f"where the sensitivity is {entry.seed}"),
+        "families": "all" if entry.hosts == "all" else f"{entry.hosts}: {'; '.join(entry.families)}",
+    }.items():
+        if value:
+            facts.add_row(fact, _text(value))
+    _out.print(facts)
+    options = Table("option", "default", "meaning", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for option in entry.options:
+        options.add_row(*map(_text, (option.name, option.default, option.meaning)))
+    _out.print(options)
 
 
 def _print_figures(figures: Figures, subject: str) -> None:

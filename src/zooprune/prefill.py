@@ -85,7 +85,7 @@ def prefill(
     mask = mask.cpu()
     check_prompt(ids, mask)
     timings = Timings()
-    signals = [find_signal(name) for name in pruner.needs]
+    signals = [find_signal(name) for name in pruner.reads()]
     of_tower = [signal for signal in signals if isinstance(signal, TowerSignal)]
     of_prompt = [signal for signal in signals if isinstance(signal, PromptSignal)]
     slots = {modality: family.slots(model, modality, ids) for modality in present}
@@ -178,13 +178,13 @@ def check_positions(model: PreTrainedModel, family: Family, policy: Policy) -> N
 
 def check_signals(model: PreTrainedModel, family: Family, pruner: Pruner) -> None:
     """Raise a ValueError if a method needs a signal that this model does not give."""
-    for name in pruner.needs:
+    for name in pruner.reads():
         signal = find_signal(name)
+        if not family.gives(signal):
+            raise ValueError(
+                f"{pruner.name} reads {name}, which {type(model).__name__} does not give; choose another method"
+            )
         if isinstance(signal, TowerSignal):
-            if not family.gives_tower_signals:
-                raise ValueError(
-                    f"{pruner.name} reads {name}, which {type(model).__name__} does not give; choose another method"
-                )
             family.layer(model, signal.layer)
 
 

@@ -15,7 +15,7 @@ from zooprune.compaction import Prompt
 from zooprune.families.reading import Change, Seen, lasting, reading, run
 from zooprune.policy import PositionPolicy
 from zooprune.projectors import Sensitivity
-from zooprune.signals import TowerSignal
+from zooprune.signals import PromptSignal, TowerSignal
 from zooprune.visuals import Encoded, Modality
 
 
@@ -74,6 +74,10 @@ class Family(ABC):
     def modalities(self) -> tuple[Modality, ...]:
         """What the family takes."""
         return ("image", "video") if self.video_arguments else ("image",)
+
+    def gives(self, signal: TowerSignal | PromptSignal) -> bool:
+        """Return whether a method can read a signal on these models."""
+        return self.gives_tower_signals or not isinstance(signal, TowerSignal)
 
     def count_on(self, model: Any, prompt: Prompt) -> None:  # noqa: B027 - most models need not be told
         """Tell a model that counts positions itself where to go on after a bare forward pass over a cut prompt."""

@@ -56,6 +56,7 @@ class AOT(Pruner):
     # The last but one of 26 layers, and the sixth of them, as published.
     needs: ClassVar[tuple[str, ...]] = ("tower_received/0.96", "tower_received/0.23")
     scores_label: ClassVar[str] = "attention received"
+    merges: ClassVar[bool] = True
 
     local: float = 0.5
 

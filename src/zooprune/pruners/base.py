@@ -40,25 +40,38 @@ class Pruner:
     name: ClassVar[str]
     #: Where it was published.
     source: ClassVar[str]
-    #: Names of the signals it reads beside features and embeddings; see `zooprune.signals`.
+    #: Names of the signals it reads beside features and embeddings; see `zooprune.signals`. Where they depend on its
+    #: options, it defines `reads` instead.
     needs: ClassVar[tuple[str, ...]] = ()
     #: What its scores are, for legends.
     scores_label: ClassVar[str] = "score"
     #: Whether its choice depends on the question.
     query_aware: ClassVar[bool] = False
-    #: Whether it keeps as many tokens as asked for.
+    #: Whether it keeps as many tokens as asked for. Where this depends on its options, it defines `is_exact` instead.
     exact: ClassVar[bool] = True
+    #: Whether kept tokens become mixtures of several tokens.
+    merges: ClassVar[bool] = False
     #: Whether it has weights of its own that were trained.
     trained: ClassVar[bool] = False
     #: Options that depend on the model, and the range of each that is searched; see `zooprune.evaluation.tuning`.
     tunable: ClassVar[Mapping[str, tuple[float, float]]] = {}
     #: Where it prunes.
     where: ClassVar[Literal["before the language model", "inside the language model"]] = "before the language model"
+    #: What it is made for. To a method for videos, an image is a video of one frame.
+    modalities: ClassVar[tuple[Literal["image", "video"], ...]] = ("image", "video")
 
     keep: int | float = 64
 
     def __post_init__(self) -> None:
         Budget(self.keep)
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the names of the signals it reads beside features and embeddings."""
+        return self.needs
+
+    def is_exact(self) -> bool:
+        """Return whether it keeps as many tokens as asked for."""
+        return self.exact
 
     def draws(self, sensitivity: Sensitivity) -> bool:
         """Return whether its choice depends on a seed, given how the projector's sensitivity is found."""
@@ -91,7 +104,7 @@ class Pruner:
         ValueError
             If the tokens lack a signal that the method needs.
         """
-        missing = [name for name in self.needs if name not in tokens.signals and name not in tokens.context]
+        missing = [name for name in self.reads() if name not in tokens.signals and name not in tokens.context]
         if missing:
             raise ValueError(f"{self.name} reads {missing[0]}, which these tokens lack; see zooprune.signals")
         if type(self).select is not Pruner.select:

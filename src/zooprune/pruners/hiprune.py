@@ -39,7 +39,6 @@ class HiPrune(Pruner):
 
     name: ClassVar[str] = "hiprune"
     source: ClassVar[str] = "HiPrune, arXiv 2508.00553"
-    needs: ClassVar[tuple[str, ...]] = ("tower_received", "tower_received/0.375")
     scores_label: ClassVar[str] = "attention received"
 
     alpha: float = 0.1
@@ -55,8 +54,10 @@ class HiPrune(Pruner):
             raise ValueError(f"alpha={self.alpha} is not a share in [0, 1]; the paper uses 0.1")
         if isinstance(self.layer, float) and not 0 < self.layer <= 1:
             raise ValueError(f"layer={self.layer} is not a share in (0, 1]; give an int for the number of a layer")
-        # The class names the signals of the default.
-        object.__setattr__(self, "needs", ("tower_received", f"tower_received/{self.layer}"))
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the attention of the layer that the projector reads, and that of the middle layer."""
+        return "tower_received", f"tower_received/{self.layer}"
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return the attention each token receives in the layer that the projector reads."""
@@ -64,7 +65,7 @@ class HiPrune(Pruner):
 
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
         """Rank anchors before buffers and these before all others, each by their own attention."""
-        middle = tokens.signals[f"tower_received/{self.layer}"][:, 0].float()
+        middle = tokens.signals[self.reads()[1]][:, 0].float()
         anchors = middle.sort(descending=True, stable=True).indices[: round(keep * self.alpha / 5)]
         away = (tokens.positions[:, None] - tokens.positions[anchors]).abs()
         beside = (away[..., :2].sum(-1) == 0) & (away[..., 2:].sum(-1) == 1)

@@ -45,6 +45,7 @@ class PruMerge(Pruner):
     source: ClassVar[str] = "LLaVA-PruMerge, arXiv 2403.15388"
     needs: ClassVar[tuple[str, ...]] = ("tower_joint_attention/-1", "tower_joint_keys/-1")
     scores_label: ClassVar[str] = "attention received"
+    merges: ClassVar[bool] = True
 
     native: bool = False
 
@@ -52,9 +53,10 @@ class PruMerge(Pruner):
         super().__post_init__()
         if not isinstance(self.native, bool):
             raise TypeError(f"native must be True or False, not {self.native!r}")
-        if self.native:
-            # The class describes the default; only this instance keeps another number than it is asked for.
-            object.__setattr__(self, "exact", False)
+
+    def is_exact(self) -> bool:
+        """Return whether the budget is met; natively the image decides."""
+        return not self.native
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return the attention each token receives."""

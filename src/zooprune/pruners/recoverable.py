@@ -53,6 +53,7 @@ class RecoverableCompression(Pruner):
     source: ClassVar[str] = "Recoverable Compression, arXiv 2409.01179"
     needs: ClassVar[tuple[str, ...]] = ("question", "tower_joint_attention/-1", "tower_joint_keys/-1")
     scores_label: ClassVar[str] = "attention received"
+    merges: ClassVar[bool] = True
     query_aware: ClassVar[bool] = True
 
     native: bool = False
@@ -61,9 +62,10 @@ class RecoverableCompression(Pruner):
         super().__post_init__()
         if not isinstance(self.native, bool):
             raise TypeError(f"native must be True or False, not {self.native!r}")
-        if self.native:
-            # The class describes the default; only this instance keeps another number than it is asked for.
-            object.__setattr__(self, "exact", False)
+
+    def is_exact(self) -> bool:
+        """Return whether the budget is met; natively the image decides."""
+        return not self.native
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return the attention each token receives."""

@@ -40,6 +40,7 @@ class ToMe(Pruner):
     source: ClassVar[str] = "ToMe, arXiv 2210.09461"
     needs: ClassVar[tuple[str, ...]] = ("tower_keys",)
     scores_label: ClassVar[str] = "distance to the nearest key"
+    merges: ClassVar[bool] = True
 
     per_round: int | None = None
 

@@ -47,9 +47,9 @@ class VFlowOpt(Pruner):
 
     name: ClassVar[str] = "vflowopt"
     source: ClassVar[str] = "VFlowOpt, arXiv 2508.05211, stage 0"
-    needs: ClassVar[tuple[str, ...]] = ("tower_context@39.26",)
     scores_label: ClassVar[str] = "attention of central tokens"
     tunable: ClassVar[Mapping[str, tuple[float, float]]] = {"threshold": (1, 100), "cell": (1, 27)}
+    merges: ClassVar[bool] = True
 
     threshold: float = 39.26
     cell: float = 17.39
@@ -62,12 +62,14 @@ class VFlowOpt(Pruner):
                 raise TypeError(f"{name} must be a number, not {type(value).__name__}")
             if not 1 <= value < 1e6:
                 raise ValueError(f"{name}={value} must be at least 1 and below a million")
-        # The class names the signal of the default.
-        object.__setattr__(self, "needs", (f"tower_context@{float(self.threshold)}",))
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the attention of central tokens, as the threshold defines them."""
+        return (f"tower_context@{float(self.threshold)}",)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Return the importance of each token."""
-        return tokens.signals[self.needs[0]][:, 0]
+        return tokens.signals[self.reads()[0]][:, 0]
 
     @exact_float32()
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Selection:

@@ -38,6 +38,7 @@ class VisionZip(Pruner):
     source: ClassVar[str] = "VisionZip, arXiv 2412.04467"
     needs: ClassVar[tuple[str, ...]] = ("tower_attention", "tower_keys")
     scores_label: ClassVar[str] = "attention received"
+    merges: ClassVar[bool] = True
 
     contextual: float = 10 / 64
 

@@ -1,6 +1,6 @@
 """What methods may ask to see beside features and embeddings, gathered only when a method asks for it.
 
-A method names signals in `Pruner.needs`. A family says where the modules are, a signal says what is computed from what
+A method names signals in `Pruner.reads`. A family says where the modules are, a signal says what is computed from what
 passed through them, and the method reads the result. No signal knows a method.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -31,6 +31,9 @@ class TowerSignal(ABC):
         layers. None is the layer whose output the projector reads.
     """
 
+    #: What it is about, for tables.
+    kind: ClassVar[str]
+
     name: str
     layer: int | float | None = None
 
@@ -55,6 +58,9 @@ class PromptSignal(ABC):
     name : str
         As the method asked for it.
     """
+
+    #: What it is about, for tables.
+    kind: ClassVar[str]
 
     name: str
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ class Question(PromptSignal):
 
     All text counts, the template's words included; a prompt without text gives no rows.
     """
+
+    kind: ClassVar[str] = "question"
 
     def of(self, model: Any, text_ids: Tensor) -> Tensor:
         """Return the rows of the table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class TowerAttention(TowerSignal):
     those of padding. It is worked out from queries and keys, so that the tower keeps its own attention kernel.
     """
 
+    kind: ClassVar[str] = "attention"
+
     @exact_float32()
     def patches(self, seen: Attention, *, class_token: bool) -> Tensor:
         """Return the attention received, float32."""
@@ -35,6 +38,8 @@ class TowerReceived(TowerSignal):
     It differs from `TowerAttention` where the tower has a class token: here it is the mean over all tokens, the class
     token included.
     """
+
+    kind: ClassVar[str] = "attention"
 
     @exact_float32()
     def patches(self, seen: Attention, *, class_token: bool) -> Tensor:
@@ -50,6 +55,8 @@ class TowerJointAttention(TowerSignal):
     `TowerAttention`, this is the class token's attention where the tower has a class token, and the mean over all
     patches otherwise.
     """
+
+    kind: ClassVar[str] = "attention"
 
     @exact_float32()
     def patches(self, seen: Attention, *, class_token: bool) -> Tensor:
@@ -67,6 +74,8 @@ class TowerContext(TowerSignal):
     Central tokens receive more than `threshold` times the mean attention of their sequence; if there is none, all
     tokens count as central. Attention is averaged over heads and over central tokens.
     """
+
+    kind: ClassVar[str] = "attention"
 
     threshold: float = 1.0
 

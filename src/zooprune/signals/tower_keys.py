@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from zooprune.signals.base import Attention, TowerSignal
 class TowerKeys(TowerSignal):
     """The key of each patch, averaged over heads: (sequences, patches, d_head)."""
 
+    kind: ClassVar[str] = "keys"
+
     def patches(self, seen: Attention, *, class_token: bool) -> Tensor:
         """Return the mean keys, float32."""
         return torch.cat([key.float().mean(1) for key in seen.keys], dim=1)[:, int(class_token) :]
@@ -22,6 +25,8 @@ class TowerKeys(TowerSignal):
 @dataclass(frozen=True)
 class TowerJointKeys(TowerSignal):
     """The key of each patch, those of all heads side by side: (sequences, patches, heads * d_head)."""
+
+    kind: ClassVar[str] = "keys"
 
     def patches(self, seen: Attention, *, class_token: bool) -> Tensor:
         """Return the keys, float32."""
