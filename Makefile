@@ -16,7 +16,7 @@ SHAPES ?= small
 MUTATE ?= zooprune.budgeting.* zooprune.compaction.* zooprune.selection.* zooprune.sensitivity.*
 MUTATE_LIMIT ?= 3000
 
-.PHONY: help demo test test-extras test-harness bench lint structure mutants format clean
+.PHONY: help demo test test-extras test-harness bench lint methods-page structure mutants format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make test-harness  install beside lmms-eval, in an environment of its own, then run the tests that need it"
 	@echo "make bench   install, then measure scoring, picking, whole requests and memory (SHAPES=small DEVICE=cpu)"
 	@echo "make lint    install, then check style, types and which part imports which"
+	@echo "make methods-page  write docs/methods.md from the registry and the newest figures"
 	@echo "make structure  print which part of the package imports which"
 	@echo "make mutants  change the code in many small ways and list the changes that no test notices (MUTATE='zooprune.selection.*')"
 	@echo "make format  rewrite the code in the project's style"
@@ -87,6 +88,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
+
+methods-page: $(VENV)/installed
+	$(BIN)/python tools/methods_page.py
 
 structure: $(VENV)/installed
 	$(BIN)/python tools/structure.py

@@ -1,0 +1,35 @@
+"""docs/methods.md is what the registry says."""
+
+from __future__ import annotations
+
+import json
+
+import methods_page
+from zooprune import list_pruners
+
+
+def test_the_page_is_up_to_date():
+    assert methods_page.PAGE.read_text(encoding="utf-8") == methods_page.page(), "run: make methods-page"
+
+
+def test_every_method_has_a_row_and_a_section():
+    lines = methods_page.page().splitlines()
+    for name in list_pruners():
+        assert sum(line.startswith(f"| [{name}](#{name}) |") for line in lines) == 1
+        assert lines.count(f"## {name}") == 1
+
+
+def test_figures_are_read_from_the_newest_file_and_averaged_over_seeds(tmp_path, monkeypatch):
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    row = {"method": "random", "dropped": "discard", "positions": "contiguous", "keep": 64, "accuracy": {"all": 0.5}}
+    others = [row | {"accuracy": {"all": 0.7}}, row | {"keep": 16, "accuracy": {"all": 0.1}}]
+    (results / "dropped-2026-01-02.json").write_text(json.dumps({"rows": [row]}))
+    monkeypatch.setattr(methods_page, "ROOT", tmp_path)
+    assert methods_page.measured()[1] == {("random", "discard"): 50.0}
+    (results / "methods-2026-01-01.json").write_text(json.dumps({"rows": [row, *others]}))
+    assert methods_page.measured()[1] == {("random", "discard"): 60.0}
+
+
+def test_marks_of_markdown_are_escaped_outside_of_code():
+    assert methods_page.as_it_is("a * b < `c * d`") == r"a \* b &lt; `c * d`"
