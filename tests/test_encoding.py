@@ -9,6 +9,7 @@ from zoo_of_models import BOS, CASES, IMAGE, VISION_END, VISION_START
 from zooprune import prune
 from zooprune.encoding import encode, remembering_encodings
 from zooprune.families import find_family
+from zooprune.signals import find_signal
 
 
 def prompt(*images: int, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -48,3 +49,14 @@ def test_the_same_prompt_is_encoded_once(model):
         assert encode(family, CASES["internvl"].model(), "image", inputs) is not first
     with torch.no_grad():
         assert encode(family, model, "image", inputs) is not first
+
+
+def test_methods_share_an_encoding_with_all_that_they_read(model):
+    pixels = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    inputs, family = prompt(3, pixels=pixels), find_family(model)
+    keys, attention = find_signal("tower_keys"), find_signal("tower_attention")
+    with torch.no_grad(), remembering_encodings([keys, attention, keys]):
+        first = encode(family, model, "image", inputs)
+        assert {"tower_keys", "tower_attention"} <= set(first.visuals[0].tokens.signals)
+        assert encode(family, model, "image", inputs, [attention]) is first
+        assert encode(family, model, "image", inputs, [find_signal("tower_keys/0")]) is not first

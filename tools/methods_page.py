@@ -22,6 +22,11 @@ HEAD = """\
 `make methods-page` writes this page from the registry; do not edit it. `zooprune methods` prints the table, and
 `zooprune methods NAME` one method.
 
+![One scene and {keep} of its 576 tokens under every method, with the model's answers](images/methods.png)
+
+`zooprune gallery --save docs/images/methods.png` draws this picture: one scene and {keep} tokens under every method.
+Patches in colour are kept, those in a frame are mixtures of several tokens. Under each panel is the model's answer.
+
 | column | |
 |---|---|
 | year | of the paper's first version on arXiv |

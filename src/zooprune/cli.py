@@ -20,8 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from zooprune.asking import Answer, Comparison
     from zooprune.catalogue import Entry
+    from zooprune.evaluation.gallery import Gallery
     from zooprune.evaluation.report import Table as Figures
     from zooprune.evaluation.runner import Setting
     from zooprune.plan import Plan
@@ -67,22 +70,8 @@ def ask(
     """Ask a model about an image with all visual tokens and with the kept ones."""
     if image is None and save is None:
         save = Path("answer.png")
-    if image is not None and question is None:
-        raise ValueError('give a question after the image, such as "Is there a dog?"')
-    if save is not None:
-        _check_writable(save, "--save")
+    picture, question, expected = _picture_and_question(image, question, save)
     budget = _parse_keep(keep or "64")
-
-    # Everything that can be refused without them is refused before the heavy imports.
-    from zooprune.data.images import load_image
-
-    expected = None
-    if image is None:
-        from zooprune.bundled import demo_scene
-
-        picture, question, expected = demo_scene()
-    else:
-        picture = load_image(image)
     with _waiting("loading torch and transformers", quiet=as_json):
         from zooprune.asking import ask as ask_model
         from zooprune.loading import load_model
@@ -98,7 +87,6 @@ def ask(
     _quiet_libraries()
     with _waiting(f"loading {model}", quiet=as_json):
         loaded, processor = load_model(model, dtype=dtype, device=device)
-    assert question is not None
     with _waiting("asking", quiet=as_json):
         result = ask_model(loaded, processor, picture, question, pruner, policy, max_new_tokens=max_new_tokens)
     # The answer first: it is not lost if the picture cannot be made.
@@ -108,6 +96,50 @@ def ask(
         _print_comparison(result, question, method, expected)
     if save is not None:
         _save(save, question, result, method)
+        if not as_json:
+            _say(f"picture: {save}")
+
+
+@app.command()
+def gallery(
+    image: Annotated[Path | None, typer.Argument(help="Image file; a bundled scene when left out.")] = None,
+    question: Annotated[str | None, typer.Argument(help="What to ask about it.")] = None,
+    model: Annotated[str, typer.Option(help="'bundled', a folder with a checkpoint, or a hub id.")] = "bundled",
+    method: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; all that this model can host when left out.")
+    ] = None,
+    keep: Annotated[str, typer.Option(help="Visual tokens to keep: a number, or a share such as 0.25.")] = "64",
+    seed: Annotated[int, typer.Option(min=0, help="Seed for methods that draw random numbers.")] = 0,
+    save: Annotated[Path | None, typer.Option(help="PNG file; gallery.png when left out, none with --json.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Draw one picture of what every method keeps of an image, with the model's answers."""
+    if save is None and not as_json:
+        save = Path("gallery.png")
+    picture, question, expected = _picture_and_question(image, question, save)
+    budget = _parse_keep(keep)
+    with _waiting("loading torch and transformers", quiet=as_json):
+        from zooprune.evaluation.gallery import choose, hang
+        from zooprune.loading import load_model
+        from zooprune.pruners import pruner_class
+    for name in method or ():
+        pruner_class(name)
+    _quiet_libraries()
+    with _waiting(f"loading {model}", quiet=as_json):
+        loaded, processor = load_model(model, dtype=dtype, device=device)
+    pruners, left_out = choose(loaded, method, budget, seed)
+    with _waiting(f"asking under {len(pruners)} methods", quiet=as_json):
+        found = hang(loaded, processor, picture, question, pruners, expected=expected, max_new_tokens=max_new_tokens)
+    # The answers first: they are not lost if the picture cannot be made.
+    if as_json:
+        print(json.dumps(_gallery_as_json(found, question, expected, left_out, save)))
+    else:
+        _print_gallery(found, question, expected, left_out)
+    if save is not None:
+        _save_gallery(save, found, question, expected)
         if not as_json:
             _say(f"picture: {save}")
 
@@ -462,6 +494,25 @@ def _parse_keep(text: str) -> int | float:
     return Budget(value).keep
 
 
+def _picture_and_question(image: Path | None, question: str | None, save: Path | None) -> tuple[Image, str, str | None]:
+    """Return what is asked about, or the bundled scene, and the right answer if it is known.
+
+    Everything that can be refused without torch is refused here, before the heavy imports.
+    """
+    if image is not None and question is None:
+        raise ValueError('give a question after the image, such as "Is there a dog?"')
+    if save is not None:
+        _check_writable(save, "--save")
+    from zooprune.data.images import load_image
+
+    if image is None:
+        from zooprune.bundled import demo_scene
+
+        return demo_scene()
+    assert question is not None
+    return load_image(image), question, None
+
+
 def _check_writable(path: Path, option: str) -> None:
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder; give a file name")
@@ -607,6 +658,62 @@ def _save(path: Path, question: str, result: Comparison, method: str) -> None:
     )
     drawn = draw_kept(result.seen, result.pruned.images, caption, scores_label=pruner_class(method).scores_label)
     save_picture(drawn, path)
+
+
+def _save_gallery(path: Path, found: Gallery, question: str, expected: str | None) -> None:
+    from PIL.Image import Dither
+
+    from zooprune.picture import CannotDrawError, draw_gallery, save_picture
+
+    kept = found.panels[-1].selections[0]
+    caption = (
+        f"{len(kept)} of {kept.total} visual tokens are kept and shown in colour. "
+        "A patch in a frame is a mixture of several tokens.\n"
+        f"A tick marks {'the right answer' if expected else 'the answer with all tokens'}"
+        f"{f', {expected}' if expected else ''}; a cross marks any other."
+    )
+    try:
+        picture = draw_gallery(found.seen, found.panels, question, caption)
+    except CannotDrawError as error:
+        raise ValueError(f"{error}, and give --json for the answers alone") from error
+    # Panels of one image share their colours: a palette halves the file.
+    save_picture(picture.quantize(256, dither=Dither.NONE), path)
+
+
+def _gallery_as_json(
+    found: Gallery, question: str, expected: str | None, left_out: dict[str, str], save: Path | None
+) -> dict[str, Any]:
+    return {
+        "question": question,
+        "expected": expected,
+        "methods": [
+            {
+                "name": panel.name,
+                "group": panel.group,
+                "answer": panel.answer,
+                "right": panel.right,
+                "kept": [selection.index.tolist() for selection in panel.selections],
+                "merged": [selection.index[selection.mass > 1].tolist() for selection in panel.selections],
+            }
+            for panel in found.panels
+        ],
+        "left_out": left_out,
+        "picture": None if save is None else str(save),
+    }
+
+
+def _print_gallery(found: Gallery, question: str, expected: str | None, left_out: dict[str, str]) -> None:
+    table = Table(title=_text(question), title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("method", "kept", "answer", "right" if expected else "as with all tokens"):
+        table.add_column(heading, justify="right" if heading == "kept" else "left")
+    for panel in found.panels:
+        kept = sum(map(len, panel.selections))
+        table.add_row(*map(_text, (panel.name, kept, panel.answer, "yes" if panel.right else "no")))
+    _out.print(table)
+    if expected is not None:
+        _say(f"right answer: {expected}")
+    for reason in left_out.values():
+        _say(f"left out: {reason.partition(';')[0]}", soft_wrap=True)
 
 
 def _as_json(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from zooprune.families import Family
@@ -13,17 +14,30 @@ from zooprune.visuals import Encoded, Modality
 
 Chosen = TypeVar("Chosen")
 
-# With every entry go the objects whose ids make its key, so that no other object takes their place.
-_memory: ContextVar[dict[tuple[Any, ...], tuple[Any, Any]] | None] = ContextVar("zooprune_encodings", default=None)
+
+@dataclass
+class _Memory:
+    signals: tuple[TowerSignal, ...]
+    # With every entry go the objects whose ids make its key, so that no other object takes their place.
+    entries: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
+
+
+_memory: ContextVar[_Memory | None] = ContextVar("zooprune_encodings", default=None)
 
 
 @contextmanager
-def remembering_encodings() -> Iterator[None]:
+def remembering_encodings(signals: Sequence[TowerSignal] = ()) -> Iterator[None]:
     """Encode the same tensors only once inside the block, to compare methods on them, and choose among them only once.
 
     Stage timings stay what they are: a session whose images were encoded before spends next to nothing on "encode".
+
+    Parameters
+    ----------
+    signals : sequence of TowerSignal
+        What is read of the tower at every encoding. Methods that ask for other signals encode again, so this is what
+        all methods of the block ask for, if they are to share one encoding.
     """
-    token = _memory.set({})
+    token = _memory.set(_Memory(tuple(signals)))
     try:
         yield
     finally:
@@ -37,12 +51,13 @@ def encode(
     memory = _memory.get()
     if memory is None:
         return family.encode(model, modality, inputs, signals)
+    signals = tuple(dict.fromkeys((*memory.signals, *signals)))
     # The ids too: they tell which tiles make up an image.
     read = [model, inputs["input_ids"], *(inputs.get(name) for name in family.arguments(modality))]
-    key = (modality, tuple(signals), *map(id, read))
-    if key not in memory:
-        memory[key] = read, family.encode(model, modality, inputs, signals)
-    encoded: Encoded = memory[key][1]
+    key = (modality, signals, *map(id, read))
+    if key not in memory.entries:
+        memory.entries[key] = read, family.encode(model, modality, inputs, signals)
+    encoded: Encoded = memory.entries[key][1]
     return encoded
 
 
@@ -52,7 +67,7 @@ def once(encoded: Encoded, key: tuple[Any, ...], choose: Callable[[], Chosen]) -
     if memory is None:
         return choose()
     key = (id(encoded), *key)
-    if key not in memory:
-        memory[key] = encoded, choose()
-    chosen: Chosen = memory[key][1]
+    if key not in memory.entries:
+        memory.entries[key] = encoded, choose()
+    chosen: Chosen = memory.entries[key][1]
     return chosen

@@ -1,28 +1,71 @@
-"""Show what was kept: the image with dropped patches dimmed, the map of scores, and who stands in for whom."""
+"""Show what was kept: the image with dropped patches dimmed, the map of scores, and who stands in for whom.
+
+Of one method in large, or of many side by side.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from zooprune.reports import ImageReport
-from zooprune.tokens import NEWLINE
+from zooprune.tokens import NEWLINE, Selection
 
+#: The width of an image that is shown in large.
 _SIDE = 504
-#: Tall images get no taller than this, and flat ones no flatter.
-_TALLEST, _FLATTEST = 2 * _SIDE, 14
+#: Flat images get no flatter than this.
+_FLATTEST = 14
 _MARGIN = 16
-_INK, _PAPER = (25, 28, 36), (255, 255, 255)
+_INK, _GREY, _PAPER = (25, 28, 36), (95, 100, 112), (255, 255, 255)
 #: Anchors of a map from low to high, dark violet to yellow, that greyscale and colour-blind readers can follow.
 _COLOURS = np.array([(48, 18, 80), (110, 40, 130), (190, 60, 110), (240, 120, 70), (253, 231, 76)], dtype=np.float64)
 
 
+#: Of a gallery: the width of a panel, how many stand in a row, and what is between them.
+_SMALL, _ACROSS, _GAP = 192, 5, 14
+#: Signs that do not rely on their colour, as strokes in a square of 14.
+_RIGHT, _WRONG = (((1, 8), (5, 12), (13, 2)),), (((2, 2), (12, 12)), ((2, 12), (12, 2)))
+_GREEN, _RED, _FRAME = (0, 120, 70), (190, 30, 45), (255, 0, 220)
+
+
 class CannotDrawError(ValueError):
     """The tokens of an image have no place in a picture of it."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one method keeps of an image, and what the model answers.
+
+    Parameters
+    ----------
+    name, group : str
+        Of the method; panels of a group stand together under its heading.
+    answer : str
+    right : bool
+        Whether the answer is right.
+    images : tuple of ImageReport
+        What a session reported of the image.
+    """
+
+    name: str
+    group: str
+    answer: str
+    right: bool
+    images: tuple[ImageReport, ...]
+
+    @property
+    def selections(self) -> list[Selection]:
+        """What was kept, an entry per image that was chosen among."""
+        return [image.selection for image in self.images]
 
 
 def draw_kept(image: Image.Image, reports: Sequence[ImageReport], caption: str, *, scores_label: str) -> Image.Image:
@@ -44,31 +87,58 @@ def draw_kept(image: Image.Image, reports: Sequence[ImageReport], caption: str, 
     CannotDrawError
         If the model read the image as several tiles, or does not say where tokens lie.
     """
-    report = reports[0]
-    shows = report.positions[:, 2] != NEWLINE
-    tiles = len(report.positions[shows, :2].unique(dim=0))
-    if len(reports) > 1 or tiles != 1:
-        raise CannotDrawError(
-            "a picture can be drawn of an image that is one tile, and this model cut it up otherwise; leave out --save"
-        )
-    rows, columns = (int(report.positions[:, axis].max()) + 1 for axis in (2, 3))
-    place = (report.positions[:, 2] * columns + report.positions[:, 3])[shows].numpy()
-    kept = np.zeros(rows * columns, dtype=bool)
-    kept[place] = report.selection.mask[shows].numpy()
+    report, raster = reports[0], _Raster(reports)
     shown = image.resize(_panel(image.width, image.height), Image.Resampling.LANCZOS)
-    panels = [_dim(shown, kept.reshape(rows, columns))]
+    kept = raster.laid_out(report.selection.mask, False)
+    panels = [_dim(shown, kept)]
     headings = [f"kept {len(report.selection)} of {report.selection.total} visual tokens"]
     if report.selection.into is not None:
-        owners = np.full(rows * columns, -1)
-        owners[place] = report.selection.into[shows].numpy()
-        panels.append(_regions(shown, owners.reshape(rows, columns), kept.reshape(rows, columns)))
+        panels.append(_regions(shown, raster.laid_out(report.selection.into, -1), kept))
         headings.append("which kept patch stands in for which")
     if report.selection.scores is not None:
-        scores = np.zeros(rows * columns)
-        scores[place] = _ranks(report.selection.scores[shows].double().numpy())
-        panels.append(_heat(shown, scores.reshape(rows, columns)))
+        panels.append(_heat(shown, raster.laid_out(report.selection.scores.double(), 0.0, _ranks)))
         headings.append(f"{scores_label}, by rank")
     return _page(panels, headings, caption, legend=report.selection.scores is not None)
+
+
+def draw_gallery(image: Image.Image, panels: Sequence[Panel], title: str, caption: str) -> Image.Image:
+    """Return one picture of what every method keeps of an image.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        As the model saw it, RGB.
+    panels : sequence of Panel
+        Those of a group one after another.
+    title, caption : str
+        Text above the panels, one line per line.
+
+    Raises
+    ------
+    CannotDrawError
+        As `draw_kept`.
+    """
+    small = image.resize(_panel(image.width, image.height, _SMALL), Image.Resampling.LANCZOS)
+    across, down = _SMALL + _GAP, small.height + 58
+    groups = [list(group) for _, group in groupby(panels, key=lambda panel: panel.group)]
+    rows = sum(-(-len(group) // _ACROSS) for group in groups)
+    lines = caption.splitlines()
+    top = _MARGIN + 34 + 22 * len(lines) + 8
+    page = Image.new("RGB", (2 * _MARGIN + _ACROSS * across - _GAP, top + 38 * len(groups) + down * rows), _PAPER)
+    pencil = ImageDraw.Draw(page)
+    pencil.text((_MARGIN, _MARGIN - 4), title, fill=_INK, font=ImageFont.load_default(22))
+    for number, line in enumerate(lines):
+        pencil.text((_MARGIN, _MARGIN + 30 + 22 * number), line, fill=_GREY, font=ImageFont.load_default(15))
+    for group in groups:
+        pencil.text((_MARGIN, top + 2), group[0].group, fill=_INK, font=ImageFont.load_default(17))
+        pencil.line((_MARGIN, top + 27, page.width - _MARGIN, top + 27), fill=_GREY)
+        top += 38
+        for number, panel in enumerate(group):
+            left, above = _MARGIN + number % _ACROSS * across, top + number // _ACROSS * down
+            page.paste(_kept_and_merged(small, panel), (left, above))
+            _label(pencil, left, above + small.height + 4, panel)
+        top += -(-len(group) // _ACROSS) * down
+    return page
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
@@ -81,9 +151,73 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _panel(width: int, height: int) -> tuple[int, int]:
-    """Return the size at which an image is shown: as wide as there is room, unless it would become too tall."""
-    scale = min(_SIDE / width, _TALLEST / height)
+def _kept_and_merged(image: Image.Image, panel: Panel) -> Image.Image:
+    """Return the image with dropped patches dimmed and a frame around patches that are mixtures."""
+    raster, selection = _Raster(panel.images), panel.selections[0]
+    shown = _dim(image, raster.laid_out(selection.mask, False))
+    pencil = ImageDraw.Draw(shown)
+    mixtures = torch.zeros_like(selection.mask).index_fill(0, selection.index[selection.mass > 1], True)
+    high, wide = image.height / raster.rows, image.width / raster.columns
+    for row, column in np.argwhere(raster.laid_out(mixtures, False)):
+        left, top = round(column * wide), round(row * high)
+        # Patches of a very flat image are less than a pixel.
+        right, bottom = max(left, round((column + 1) * wide) - 1), max(top, round((row + 1) * high) - 1)
+        pencil.rectangle((left, top, right, bottom), outline=_FRAME)
+    return shown
+
+
+def _label(pencil: ImageDraw.ImageDraw, left: int, top: int, panel: Panel) -> None:
+    """Write a method's name and its answer, with a sign for right or wrong."""
+    selection = panel.selections[0]
+    name = f"{panel.name}, all {selection.total} tokens" if selection.keeps_all else panel.name
+    pencil.text((left, top), _shortened(name, 17, _SMALL), fill=_INK, font=ImageFont.load_default(17))
+    colour = _GREEN if panel.right else _RED
+    for stroke in _RIGHT if panel.right else _WRONG:
+        pencil.line([(left + x, top + 26 + y) for x, y in stroke], fill=colour, width=2)
+    answer = _shortened(" ".join(panel.answer.split()), 16, _SMALL - 20)
+    pencil.text((left + 20, top + 23), answer, fill=colour, font=ImageFont.load_default(16))
+
+
+def _shortened(text: str, size: int, width: int) -> str:
+    """Return as much of a line as fits."""
+    font = ImageFont.load_default(size)
+    if font.getlength(text) <= width:
+        return text
+    fits = next(count for count in range(len(text), -1, -1) if font.getlength(text[:count] + "...") <= width)
+    return text[:fits].rstrip() + "..."
+
+
+class _Raster:
+    """Where the tokens of an image that is one tile lie.
+
+    Raises
+    ------
+    CannotDrawError
+        If the model read the image as several tiles, or does not say where tokens lie.
+    """
+
+    def __init__(self, reports: Sequence[ImageReport]) -> None:
+        positions = reports[0].positions
+        self._shows = positions[:, 2] != NEWLINE
+        if len(reports) > 1 or len(positions[self._shows, :2].unique(dim=0)) != 1:
+            raise CannotDrawError(
+                "a picture can be drawn of an image that is one tile, and this model cut it up otherwise; "
+                "leave out --save"
+            )
+        self.rows, self.columns = (int(positions[:, axis].max()) + 1 for axis in (2, 3))
+        self._place = (positions[:, 2] * self.columns + positions[:, 3])[self._shows].numpy()
+
+    def laid_out(self, values: Tensor, empty: object, change: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Any:
+        """Return a value per token as (rows, columns), changed by a function, and `empty` where there is no token."""
+        given = change(values[self._shows].numpy())
+        grid = np.full(self.rows * self.columns, empty, dtype=given.dtype)
+        grid[self._place] = given
+        return grid.reshape(self.rows, self.columns)
+
+
+def _panel(width: int, height: int, side: int = _SIDE) -> tuple[int, int]:
+    """Return the size at which an image is shown: as wide as there is room, and at most twice as high."""
+    scale = min(side / width, 2 * side / height)
     return max(_FLATTEST, round(width * scale)), max(_FLATTEST, round(height * scale))
 
 

@@ -1,0 +1,127 @@
+"""One question about one image under many methods, from one encoding of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from zooprune.answering import answer
+from zooprune.encoding import remembering_encodings
+from zooprune.evaluation.metrics import is_right
+from zooprune.evaluation.runner import grid
+from zooprune.families import find_family
+from zooprune.picture import Panel
+from zooprune.prefill import check_signals
+from zooprune.prompting import build_inputs, seen_images
+from zooprune.pruners import UNPRUNED, Pruner, list_pruners, pruner_class
+from zooprune.sensitivity.weight_cache import held
+from zooprune.signals import TowerSignal, find_signal
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What came of a question under each method.
+
+    Parameters
+    ----------
+    seen : PIL.Image.Image
+        The image as the model saw it.
+    panels : tuple of Panel
+        The unpruned model first, then by what methods read, then by name.
+    """
+
+    seen: Image.Image
+    panels: tuple[Panel, ...]
+
+
+def choose(
+    model: Any, methods: Sequence[str] | None, keep: int | float, seed: int
+) -> tuple[tuple[Pruner, ...], dict[str, str]]:
+    """Return the methods to show, the unpruned model first, and for all others why they are left out.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    methods : sequence of str, optional
+        None takes every method.
+    keep : int or float
+    seed : int
+        For methods that draw.
+
+    Raises
+    ------
+    ValueError
+        If a method is named that this model cannot host, or that is not made for images.
+    """
+    family, pruners, left_out = find_family(model), [], {}
+    for setting in grid(sorted(methods or list_pruners()), [keep], [seed], sensitivity=family.sensitivity):
+        pruner = setting.pruner()
+        try:
+            if "image" not in pruner.modalities:
+                raise ValueError(f"{pruner.name} is made for videos, not for images; choose another method")
+            check_signals(model, family, pruner)
+        except ValueError as error:
+            if methods:
+                raise
+            left_out[pruner.name] = str(error)
+        else:
+            pruners.append(pruner)
+    return tuple(pruners), left_out
+
+
+def hang(
+    model: Any,
+    processor: Any,
+    image: Image.Image,
+    question: str,
+    pruners: Iterable[Pruner],
+    *,
+    expected: str | None = None,
+    max_new_tokens: int = 64,
+) -> Gallery:
+    """Ask a question under every method; the image is encoded once.
+
+    Parameters
+    ----------
+    model, processor
+        A supported vision-language model and what prepares its inputs.
+    image : PIL.Image.Image
+        RGB.
+    question : str
+    pruners : iterable of Pruner
+        From `choose`, the unpruned model first.
+    expected : str, optional
+        The right answer. If it is not known, the unpruned model's answer counts as right.
+    max_new_tokens : int
+        Length of an answer at most.
+    """
+    inputs = build_inputs(processor, [[image]], [question]).to(model.device, model.dtype)
+    pruners = tuple(pruners)
+    signals = [find_signal(name) for pruner in pruners for name in pruner.reads()]
+    with held(model), remembering_encodings([one for one in signals if isinstance(one, TowerSignal)]):
+        answered = [answer(model, processor, inputs, pruner, max_new_tokens=max_new_tokens) for pruner in pruners]
+    truth = answered[0].texts[0] if expected is None else expected
+    panels = [
+        Panel(pruner.name, _group(pruner), one.texts[0], is_right(one.texts[0], [truth]), one.report.images)
+        for pruner, one in zip(pruners, answered, strict=True)
+    ]
+    # The groups by size of what they read, which is the order in which they are told of below.
+    panels.sort(key=lambda panel: (panel.name != UNPRUNED, _GROUPS.index(panel.group)))
+    return Gallery(seen_images(processor, inputs["pixel_values"], [image])[0], tuple(panels))
+
+
+_GROUPS = (
+    "chosen by the image's tokens alone",
+    "chosen with attention or keys of the vision tower",
+    "chosen with the question",
+)
+
+
+def _group(pruner: Pruner) -> str:
+    """Return a heading for methods that read the same."""
+    if pruner_class(pruner.name).query_aware:
+        return _GROUPS[2]
+    return _GROUPS[1] if pruner.reads() else _GROUPS[0]
