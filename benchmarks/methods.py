@@ -70,18 +70,14 @@ def main() -> None:
     parser.add_argument("--take", nargs="*", type=Path, help="folders of finished runs to take the figures of")
     arguments = parser.parse_args()
     if arguments.run is not None:
-        methods = arguments.method or [name for name in list_pruners() if name != UNPRUNED and reads_images(name)]
+        for_images = [name for name in list_pruners() if "image" in pruner_class(name).modalities]
+        methods = arguments.method or [name for name in for_images if name != UNPRUNED]
         return run(arguments.run, methods, arguments.keep, arguments.dropped, arguments.options)
     if arguments.take:
         rows, runs = read(arguments.take)
         print(write("methods", {"runs": runs, "rows": figures(rows)}))
     _print(newest("methods")["rows"])
     return None
-
-
-def reads_images(name: str) -> bool:
-    """Return whether a method takes single images."""
-    return "video" not in getattr(pruner_class(name), "reads", "")
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -26,7 +26,7 @@ from zooprune.profiling import Timings, recording, stage
 from zooprune.pruners import Pruner
 from zooprune.reports import ImageReport, Report
 from zooprune.sensitivity.weight_cache import unchanged
-from zooprune.signals import PromptSignal, TowerSignal, find_signal
+from zooprune.signals import PromptSignal, TowerSignal, find_signal, tower_signals
 from zooprune.standing_in import stand_in
 from zooprune.tokens import Selection
 from zooprune.visuals import Merged, Modality, Visual, joined_visuals
@@ -85,9 +85,8 @@ def prefill(
     mask = mask.cpu()
     check_prompt(ids, mask)
     timings = Timings()
-    signals = [find_signal(name) for name in pruner.reads()]
-    of_tower = [signal for signal in signals if isinstance(signal, TowerSignal)]
-    of_prompt = [signal for signal in signals if isinstance(signal, PromptSignal)]
+    of_tower = tower_signals(pruner.reads())
+    of_prompt = [one for one in map(find_signal, pruner.reads()) if isinstance(one, PromptSignal)]
     slots = {modality: family.slots(model, modality, ids) for modality in present}
     visual_slots = torch.stack(list(slots.values())).any(0)
     text = mask.bool() & ~visual_slots

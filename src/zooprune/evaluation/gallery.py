@@ -18,7 +18,7 @@ from zooprune.prefill import check_signals
 from zooprune.prompting import build_inputs, seen_images
 from zooprune.pruners import UNPRUNED, Pruner, list_pruners, pruner_class
 from zooprune.sensitivity.weight_cache import held
-from zooprune.signals import TowerSignal, find_signal
+from zooprune.signals import tower_signals
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def hang(
     """
     inputs = build_inputs(processor, [[image]], [question]).to(model.device, model.dtype)
     pruners = tuple(pruners)
-    signals = [find_signal(name) for pruner in pruners for name in pruner.reads()]
-    with held(model), remembering_encodings([one for one in signals if isinstance(one, TowerSignal)]):
+    signals = tower_signals(name for pruner in pruners for name in pruner.reads())
+    with held(model), remembering_encodings(signals):
         answered = [answer(model, processor, inputs, pruner, max_new_tokens=max_new_tokens) for pruner in pruners]
     truth = answered[0].texts[0] if expected is None else expected
     panels = [

@@ -26,6 +26,7 @@ from zooprune.projectors import Sensitivity
 from zooprune.prompting import build_inputs, check_question
 from zooprune.pruners import UNPRUNED, Pruner, get_pruner
 from zooprune.sensitivity.weight_cache import held
+from zooprune.signals import tower_signals
 
 Row = dict[str, Any]
 
@@ -377,7 +378,8 @@ def evaluate(
                 for setting, taken in zip(still, subject.time(example, still), strict=True):
                     seconds[(*setting.key, example.id)] = taken
             inputs = subject.prepare(asked)
-            with remembering_encodings():
+            signals = tower_signals(name for setting in still for name in setting.pruner().reads())
+            with remembering_encodings(signals):
                 for setting in still:
                     rows = subject.reply(asked, inputs, setting)
                     for row in rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ class EVS(Pruner):
     name: ClassVar[str] = "evs"
     source: ClassVar[str] = "EVS, arXiv 2510.14624, as in vLLM"
     scores_label: ClassVar[str] = "change since the frame before"
+    modalities: ClassVar[tuple[Literal["image", "video"], ...]] = ("video",)
 
     @exact_float32()
     def score(self, tokens: VisualTokens) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,7 @@ class VidCom2(Pruner):
     name: ClassVar[str] = "vidcom2"
     source: ClassVar[str] = "VidCom2, arXiv 2505.14454"
     scores_label: ClassVar[str] = "unlikeness to video and frame"
+    modalities: ClassVar[tuple[Literal["image", "video"], ...]] = ("video",)
 
     @exact_float32()
     def score(self, tokens: VisualTokens) -> Tensor:

@@ -7,6 +7,7 @@ passed through them, and the method reads the result. No signal knows a method.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from zooprune.signals.base import PromptSignal, TowerSignal
 from zooprune.signals.question import Question
@@ -57,4 +58,15 @@ def find_signal(name: str) -> TowerSignal | PromptSignal:
     raise ValueError(f"there is no signal {name!r}; choose among {', '.join(SIGNALS)}")
 
 
-__all__ = ["SIGNALS", "PromptSignal", "TowerSignal", "find_signal"]
+def tower_signals(names: Iterable[str]) -> tuple[TowerSignal, ...]:
+    """Return those of some signals that are of the tower, each once.
+
+    Raises
+    ------
+    ValueError
+        If there is no such signal.
+    """
+    return tuple(dict.fromkeys(one for one in map(find_signal, names) if isinstance(one, TowerSignal)))
+
+
+__all__ = ["SIGNALS", "PromptSignal", "TowerSignal", "find_signal", "tower_signals"]
