@@ -33,9 +33,11 @@ def check_against_the_tensor_form() -> None:
         unit, worth = problem(images, total, width)
         keep = min(keep, int((worth > -torch.inf).sum(-1).min()))
         for fusion in ("product", "sum"):
-            expected, _ = greedy._step_by_step(unit, worth, keep, fusion)
-            found = greedy_picks(unit @ unit.mT, worth, keep, product=fusion == "product")
-            assert torch.equal(found, expected), (images, total, keep, fusion)
+            # What decides the first pick, and another that makes a token in the middle the first.
+            for opening in (worth, worth.index_fill(1, torch.tensor([total // 2]), torch.inf)):
+                expected, _ = greedy._step_by_step(unit, worth, opening, keep, fusion)
+                found = greedy_picks(unit @ unit.mT, worth, opening, keep, product=fusion == "product")
+                assert torch.equal(found, expected), (images, total, keep, fusion)
 
 
 def test_the_kernel_under_the_interpreter():
@@ -52,6 +54,10 @@ def test_on_a_gpu_the_picks_are_the_same(images, total, width, keep):
     unit, worth = problem(images, total, width)
     keep = min(keep, int((worth > -torch.inf).sum(-1).min()))
     assert torch.equal(greedy_diverse(unit.cuda(), worth.cuda(), keep).cpu(), greedy_diverse(unit, worth, keep))
+    first = torch.full((images,), total // 2)
+    expected, _ = greedy.picks_and_cosines(unit, worth, keep, first=first)
+    found, _ = greedy.picks_and_cosines(unit.cuda(), worth.cuda(), keep, first=first.cuda())
+    assert torch.equal(found.cpu(), expected)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zooprune.selection import greedy, greedy_diverse, rescale
+from zooprune.selection.isolation import most_isolated
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "zoo_sads.npz")
 
@@ -25,13 +26,15 @@ def test_the_official_order(case, weights):
     assert picked.tolist() == GOLDEN[f"case{case}_kept_order"].tolist()
 
 
-def reference(embeddings: np.ndarray, weights: np.ndarray, keep: int, fusion: str) -> list[int]:
+def reference(
+    embeddings: np.ndarray, weights: np.ndarray, keep: int, fusion: str, first: int | None = None
+) -> list[int]:
     """Return the definition, written out: no running maximum, all in float64."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     cosine = unit @ unit.T
     spread = weights.max() - weights.min()
     worth = (weights - weights.min()) / (spread + 1e-8) if spread else np.ones_like(weights)
-    picked = [int(worth.argmax())]
+    picked = [int(worth.argmax()) if first is None else first]
     while len(picked) < keep:
         distance = 1 - cosine[:, picked].max(1)
         score = worth * distance if fusion == "product" else worth + distance
@@ -54,6 +57,64 @@ def test_it_is_the_definition(problem, fusion):
     picked = greedy_diverse(torch.tensor(embeddings), torch.tensor(weights), keep, fusion=fusion)
     # The least sensitive token has weight 0 and may tie with others at the very end of a product.
     assert picked.tolist() == reference(embeddings, weights, keep, fusion)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.data(), st.sampled_from(["product", "sum"]))
+def test_the_first_pick_may_be_given(problem, data, fusion):
+    """All forms go on from it as the definition does."""
+    embeddings, weights, keep = problem
+    first = data.draw(st.integers(0, len(weights) - 1))
+    expected = reference(embeddings, weights, keep, fusion, first)
+    given_first = {"fusion": fusion, "first": torch.tensor(first)}
+    picked, cosines = greedy.picks_and_cosines(torch.tensor(embeddings), torch.tensor(weights), keep, **given_first)
+    assert picked.tolist() == expected
+    unit = F.normalize(torch.tensor(embeddings).float(), dim=-1)
+    torch.testing.assert_close(cosines, unit[picked] @ unit.T, rtol=0, atol=1e-6)
+    worth = rescale(torch.tensor(weights))
+    opening = worth.index_fill(0, torch.tensor(first), torch.inf)
+    steps, _ = greedy._step_by_step(unit[None], worth[None], opening[None], keep, fusion)
+    assert steps[0].tolist() == expected
+
+
+def test_each_image_of_a_batch_has_its_own_first_pick():
+    generator = torch.Generator().manual_seed(0)
+    embeddings, weights = torch.randn(3, 20, 5, generator=generator), torch.rand(3, 20, generator=generator)
+    first = torch.tensor([4, 0, 19])
+    together, _ = greedy.picks_and_cosines(embeddings, weights, 9, first=first)
+    assert together[:, 0].tolist() == first.tolist()
+    for image in range(3):
+        alone, _ = greedy.picks_and_cosines(embeddings[image], weights[image], 9, first=first[image])
+        assert torch.equal(alone, together[image])
+
+
+def plain_isolation(embeddings, weights):
+    """Return for each token its weight times the distance to the nearest other one, in float64."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    total = len(cosine)
+    near = [max((cosine[one, other] for other in range(total) if other != one), default=-1.0) for one in range(total)]
+    return weights * (1 - np.array(near))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([1, 2, 3, 40, 255, 256, 257, 600]), st.integers(0, 10**6))
+def test_the_most_isolated_token_is_that_of_the_definition(total, seed):
+    rng = np.random.default_rng(seed)
+    embeddings, weights = rng.standard_normal((total, 6)), rng.random(total)
+    for worth in (weights, np.ones(total)):
+        isolation = plain_isolation(embeddings, worth)
+        found = int(most_isolated(torch.tensor(embeddings), torch.tensor(worth).float()))
+        # Two tokens that are nearest to each other are as far from their nearest one, so the first of them is taken.
+        assert found == int((isolation >= isolation.max() - 1e-6).argmax())
+
+
+def test_isolation_leaves_ties_to_the_lowest_index_and_refuses_nan():
+    assert int(most_isolated(torch.ones(6, 3), torch.ones(6))) == 0
+    assert int(most_isolated(torch.zeros(6, 3), torch.ones(6))) == 0
+    assert int(most_isolated(torch.tensor([[1.0, 0], [1, 0], [0, 1], [-1, 1]]), torch.ones(4))) == 2
+    with pytest.raises(ValueError, match="NaN"):
+        most_isolated(torch.full((2, 2), torch.nan), torch.ones(2))
 
 
 @settings(max_examples=40, deadline=None)
@@ -127,8 +188,8 @@ def test_blocks_pick_what_single_steps_pick(total, width, seed, keep, clusters, 
     worth[torch.rand(total, generator=generator) < 0.1] = -torch.inf
     keep = min(keep, int((worth > -torch.inf).sum()))
     if keep:
-        expected = greedy._step_by_step(unit[None], worth[None], keep, fusion)[0][0]
-        assert torch.equal(greedy._by_blocks(unit, worth, keep, fusion)[0], expected)
+        expected = greedy._step_by_step(unit[None], worth[None], worth[None], keep, fusion)[0][0]
+        assert torch.equal(greedy._by_blocks(unit, worth, worth, keep, fusion)[0], expected)
 
 
 @pytest.mark.parametrize(("total", "width", "keep"), [(577, 1024, 64), (1000, 96, 333), (2880, 64, 640)])
@@ -136,8 +197,8 @@ def test_blocks_pick_what_single_steps_pick_in_float32(total, width, keep):
     generator = torch.Generator().manual_seed(total)
     unit = F.normalize(torch.randn(total, width, generator=generator), dim=-1)
     worth = rescale(torch.rand(total, generator=generator))
-    expected = greedy._step_by_step(unit[None], worth[None], keep, "product")[0][0]
-    assert torch.equal(greedy._by_blocks(unit, worth, keep, "product")[0], expected)
+    expected = greedy._step_by_step(unit[None], worth[None], worth[None], keep, "product")[0][0]
+    assert torch.equal(greedy._by_blocks(unit, worth, worth, keep, "product")[0], expected)
 
 
 @settings(max_examples=20, deadline=None)
@@ -233,8 +294,8 @@ def test_all_forms_agree_once_copies_must_be_picked(distinct, copies, seed, fusi
     embeddings, weights = rows[place], torch.rand(distinct * copies, generator=generator)
     keep = len(place)
     unit, worth = torch.nn.functional.normalize(embeddings, dim=-1), rescale(weights)
-    blocks, _ = greedy._by_blocks(unit, worth, keep, fusion)
-    steps = greedy._step_by_step(unit[None], worth[None], keep, fusion)[0][0]
+    blocks, _ = greedy._by_blocks(unit, worth, worth, keep, fusion)
+    steps = greedy._step_by_step(unit[None], worth[None], worth[None], keep, fusion)[0][0]
     assert torch.equal(blocks, steps)
     if fusion == "product":
         # Once every kind has been picked, only copies are left, and they come in their order.
@@ -254,9 +315,9 @@ def test_a_batch_step_by_step_is_each_image_by_blocks(total, seed, fusion):
     out = total // 3
     for image in worth:
         image[torch.randperm(total, generator=generator)[:out]] = -torch.inf
-    together, _ = greedy._step_by_step(unit, worth, total - out, fusion)
+    together, _ = greedy._step_by_step(unit, worth, worth, total - out, fusion)
     for image, picks in enumerate(together):
-        assert torch.equal(picks, greedy._by_blocks(unit[image], worth[image], total - out, fusion)[0])
+        assert torch.equal(picks, greedy._by_blocks(unit[image], worth[image], worth[image], total - out, fusion)[0])
         assert bool((worth[image][picks] > -torch.inf).all()) and len(picks.unique()) == total - out
 
 

@@ -34,7 +34,8 @@ def rows(
     weights = torch.rand(batch, tokens, generator=generator).to(device)
 
     def one_product_per_step() -> object:
-        return _step_by_step(F.normalize(embeddings, dim=-1), rescale(weights), keep, "product")[0]
+        worth = rescale(weights)
+        return _step_by_step(F.normalize(embeddings, dim=-1), worth, worth, keep, "product")[0]
 
     providers = {
         "as published": lambda: [plain_loop(*image, keep) for image in zip(embeddings, weights, strict=True)],

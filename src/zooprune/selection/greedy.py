@@ -97,7 +97,7 @@ def greedy_diverse(embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fu
 @torch.no_grad()
 @exact_float32()
 def picks_and_cosines(
-    embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fusion = "product"
+    embeddings: Tensor, weights: Tensor, keep: int, *, fusion: Fusion = "product", first: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Pick as `greedy_diverse` does, and return the cosines that it has worked out on the way.
 
@@ -105,6 +105,9 @@ def picks_and_cosines(
     ----------
     embeddings, weights, keep, fusion
         As for `greedy_diverse`, and so are the errors.
+    first : Tensor of int64, () or (B,), optional
+        The first pick, which must not be excluded, on the device of the embeddings. By default it has the highest
+        weight.
 
     Returns
     -------
@@ -124,19 +127,20 @@ def picks_and_cosines(
     alone = embeddings.ndim == 2
     unit = F.normalize(embeddings.float(), dim=-1)
     worth = _rescaled(weights)
+    opening = worth if first is None else worth.scatter(-1, first[..., None], torch.inf)
     if alone:
-        unit, worth = unit[None], worth[None]
+        unit, worth, opening = unit[None], worth[None], opening[None]
     if unit.device.type == "cpu":
-        images = [_by_blocks(*image, keep, fusion) for image in zip(unit, worth, strict=True)]
+        images = [_by_blocks(*image, keep, fusion) for image in zip(unit, worth, opening, strict=True)]
         picked, cosines = (torch.stack(parts) for parts in zip(*images, strict=True))
     elif unit.is_cuda and _has_triton() and unit.shape[0] * unit.shape[1] ** 2 * 4 <= _LARGEST_GRAM:
         from zooprune.kernels.greedy import greedy_picks
 
         gram = unit @ unit.mT
-        picked = greedy_picks(gram, worth, keep, product=fusion == "product")
+        picked = greedy_picks(gram, worth, opening, keep, product=fusion == "product")
         cosines = gram.gather(1, picked[..., None].expand(-1, -1, gram.shape[-1]))
     else:
-        picked, cosines = _step_by_step(unit, worth, keep, fusion)
+        picked, cosines = _step_by_step(unit, worth, opening, keep, fusion)
     return (picked[0], cosines[0]) if alone else (picked, cosines)
 
 
@@ -170,14 +174,17 @@ def _gain(worth: Tensor, cosine: Tensor, fusion: Fusion) -> Tensor:
     return worth * distance if fusion == "product" else worth + distance
 
 
-def _step_by_step(unit: Tensor, worth: Tensor, keep: int, fusion: Fusion) -> tuple[Tensor, Tensor]:
-    """Pick with one product per step: (B, N, d) and (B, N) -> (B, keep) and (B, keep, N)."""
+def _step_by_step(unit: Tensor, worth: Tensor, opening: Tensor, keep: int, fusion: Fusion) -> tuple[Tensor, Tensor]:
+    """Pick with one product per step: (B, N, d) and twice (B, N) -> (B, keep) and (B, keep, N).
+
+    The token of the highest `opening` is the first pick.
+    """
     images = torch.arange(len(unit), device=unit.device)
     picked = torch.empty(len(unit), keep, dtype=torch.int64, device=unit.device)
     cosines = unit.new_empty(len(unit), keep, unit.shape[1])
     closed = worth == -torch.inf
     usable = worth.masked_fill(closed, 0)
-    score, least = worth, torch.full_like(worth, torch.inf)
+    score, least = opening, torch.full_like(worth, torch.inf)
     for place in range(keep):
         # An index that stays a tensor: reading it would make the host wait for the device at every step.
         best = score.argmax(-1)
@@ -189,8 +196,8 @@ def _step_by_step(unit: Tensor, worth: Tensor, keep: int, fusion: Fusion) -> tup
     return picked, cosines
 
 
-def _by_blocks(unit: Tensor, worth: Tensor, keep: int, fusion: Fusion) -> tuple[Tensor, Tensor]:
-    """Pick for one image, working out cosines for a block of tokens at a time: (N, d) and (N,) -> (keep,), (keep, N).
+def _by_blocks(unit: Tensor, worth: Tensor, opening: Tensor, keep: int, fusion: Fusion) -> tuple[Tensor, Tensor]:
+    """Pick for one image as `_step_by_step` does, working out cosines for a block of tokens at a time.
 
     A matrix product is many times faster than as many products with one token, so the tokens that lead at present are
     taken together: most are picked sooner or later. What is known of tokens that may be picked never takes more than
@@ -204,7 +211,7 @@ def _by_blocks(unit: Tensor, worth: Tensor, keep: int, fusion: Fusion) -> tuple[
     cosines = unit.new_empty(keep, total)
     known: dict[int, tuple[Tensor, Tensor]] = {}
     unknown = torch.zeros(total)
-    score = worth
+    score = opening
     for place in range(keep):
         best = int(score.argmax())
         picked[place] = best

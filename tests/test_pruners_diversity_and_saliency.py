@@ -1,0 +1,214 @@
+"""DivPrune against released code and plain loops in float64.
+
+The vectors are numbers that released code gave for synthetic tokens, stored in float16 where that loses nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from zoo_of_models import CASES
+from zooprune import prune
+from zooprune.families import find_family
+from zooprune.pruners import get_pruner
+from zooprune.selection.greedy import picks_and_cosines
+from zooprune.selection.isolation import most_isolated
+from zooprune.tokens import VisualTokens
+
+DATA = Path(__file__).parent / "data"
+DIV = np.load(DATA / "divprune.npz")
+SEEDS = st.integers(0, 10**6)
+
+
+def of(golden, case):
+    prefix = f"case{case}_"
+    return {name.removeprefix(prefix): golden[name] for name in golden.files if name.startswith(prefix)}
+
+
+def named(golden):
+    return pytest.mark.parametrize("case", range(int(golden["num_cases"])), ids=lambda n: str(golden[f"case{n}_name"]))
+
+
+def tensor(values):
+    return torch.tensor(values.astype(np.float32))
+
+
+def drawn(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def shuffled(count, seed):
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def tokens_of(embeddings, features=None, attention=None, question=None):
+    """Return tokens that are known by what is given."""
+    total = len(embeddings)
+    place = torch.arange(total)
+    positions = torch.stack([place * 0, place * 0, place // 6, place % 6], dim=-1)
+    signals = {} if attention is None else {"tower_attention": attention[:, None]}
+    context = {} if question is None else {"question": question}
+    features = embeddings if features is None else features
+    return VisualTokens(features, embeddings, nn.Identity(), positions, signals, context)
+
+
+def make_tokens(total, seed=0, width=8):
+    """Return random tokens with everything these methods read."""
+    attention = drawn(total, seed=seed + 1).mul(2).softmax(0)
+    return tokens_of(
+        drawn(total, width, seed=seed), drawn(total, 10, seed=seed + 2), attention, drawn(7, width, seed=seed + 3)
+    )
+
+
+def kept(name, tokens, keep, **options):
+    return get_pruner(name, **options).select(tokens, keep).index.tolist()
+
+
+def cosines(rows, others=None):
+    one, other = (
+        values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+        for values in (rows.double().numpy(), (rows if others is None else others).double().numpy())
+    )
+    return one @ other.T
+
+
+# DivPrune
+
+
+def plain_divprune(embeddings, keep):
+    cosine, total = cosines(embeddings), range(len(embeddings))
+    nearest = [min((1 - cosine[one, other] for other in total if other != one), default=2.0) for one in total]
+    picked = [next(one for one in total if nearest[one] >= max(nearest) - 1e-6)]
+    while len(picked) < keep:
+        left = [token for token in total if token not in picked]
+        picked.append(max(left, key=lambda token: min(1 - cosine[token, other] for other in picked)))
+    return picked
+
+
+@named(DIV)
+def test_divprune_picks_what_the_released_code_picks(case):
+    data = of(DIV, case)
+    embeddings, keep = tensor(data["features"]), int(data["k"])
+    ones = torch.ones(len(embeddings))
+    picked = picks_and_cosines(embeddings, ones, keep, first=most_isolated(embeddings, ones))[0].tolist()
+    released = data["kept_order"].tolist()
+    assert len(set(picked)) == keep
+    if str(data["name"]).startswith("BUG"):
+        # The released code picks token 0 again and again once every direction is there; here its copies follow.
+        distinct = len(set(released))
+        assert picked[:distinct] == released[:distinct] and set(released[distinct:]) == {0}
+        assert (
+            picked[distinct:]
+            == [token for token in range(len(embeddings)) if token not in picked[:distinct]][: keep - distinct]
+        )
+    else:
+        assert picked == released
+    assert kept("divprune", tokens_of(embeddings), keep) == sorted(picked)
+
+
+@settings(max_examples=60, deadline=None)
+@given(total=st.integers(1, 30), seed=SEEDS, data=st.data())
+def test_divprune_is_its_definition(total, seed, data):
+    embeddings, keep = drawn(total, 8, seed=seed), data.draw(st.integers(1, total))
+    selection = get_pruner("divprune").select(tokens_of(embeddings), keep)
+    assert selection.index.tolist() == sorted(plain_divprune(embeddings, keep))
+    np.testing.assert_allclose(selection.cosines, cosines(embeddings)[selection.index.numpy()], rtol=0, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(total=st.integers(3, 30), seed=SEEDS)
+def test_divprune_does_not_depend_on_the_order_of_tokens(total, seed):
+    # One token is unlike all others. Without it, two tokens that are nearest to each other may tie for the first place.
+    embeddings = torch.cat([drawn(total, 8, seed=seed), torch.zeros(total, 1)], dim=1)
+    embeddings[0] = torch.tensor([0.0] * 8 + [1.0])
+    embeddings[1:, 8] = -0.5
+    order, keep = shuffled(total, seed), max(1, total // 2)
+    again = torch.tensor(kept("divprune", tokens_of(embeddings[order]), keep))
+    assert sorted(order[again].tolist()) == kept("divprune", tokens_of(embeddings), keep)
+
+
+@settings(max_examples=30, deadline=None)
+@given(distinct=st.integers(2, 8), seed=SEEDS)
+def test_divprune_keeps_every_kind_before_any_copy(distinct, seed):
+    source = torch.cat([torch.arange(distinct), shuffled(2 * distinct, seed) % distinct])
+    embeddings = drawn(distinct, 24, seed=seed)[source]
+    for keep in range(1, 3 * distinct + 1):
+        index = get_pruner("divprune").select(tokens_of(embeddings), keep).index
+        assert len(index) == keep
+        assert len(set(source[index].tolist())) == min(keep, distinct)
+
+
+def test_divprune_starts_elsewhere_than_the_ablation():
+    embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+    assert kept("divprune", tokens_of(embeddings), 1) == [2]
+    assert kept("diversity", tokens_of(embeddings), 1) == [0]
+    assert kept("divprune", tokens_of(embeddings), 3) == [0, 1, 2]
+
+
+def test_divprune_refuses_what_no_distance_can_be_worked_out_from():
+    broken = make_tokens(6)
+    broken = dataclasses.replace(broken, embeddings=broken.embeddings.index_fill(0, torch.tensor([3]), torch.nan))
+    with pytest.raises(ValueError, match="NaN"):
+        get_pruner("divprune").select(broken, 3)
+
+
+# All of them
+
+
+NAMES = ["divprune"]
+every = pytest.mark.parametrize("name", NAMES)
+
+
+@every
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 30])
+def test_every_budget_of_every_number_of_tokens_is_met(name, total):
+    tokens = make_tokens(total)
+    for keep in range(1, total + 1):
+        index = kept(name, tokens, keep)
+        assert len(set(index)) == keep and index == sorted(index)
+        assert index == kept(name, tokens, keep)
+    assert index == list(range(total))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_decided_in_float32(name, dtype):
+    tokens = make_tokens(30)
+    half = dataclasses.replace(
+        tokens, features=tokens.features.to(dtype), embeddings=tokens.embeddings.to(dtype),
+        context={"question": tokens.context["question"].to(dtype)},
+    )  # fmt: skip
+    wide = dataclasses.replace(
+        half, features=half.features.float(), embeddings=half.embeddings.float(),
+        context={"question": half.context["question"].float()},
+    )  # fmt: skip
+    for keep in (1, 6, 17):
+        assert kept(name, half, keep) == kept(name, wide, keep)
+
+
+@every
+def test_tokens_that_are_all_alike_are_no_trouble(name):
+    tokens = make_tokens(12)[torch.zeros(12, dtype=torch.int64)]
+    for row in (tokens, dataclasses.replace(tokens, features=torch.zeros(12, 10), embeddings=torch.zeros(12, 8))):
+        for keep in (1, 5, 12):
+            assert kept(name, row, keep) == list(range(keep))
+
+
+@every
+@pytest.mark.parametrize("family", CASES)
+def test_it_runs_on_every_family(name, family):
+    case = CASES[family]
+    model = case.model()
+    if get_pruner(name).needs and not find_family(model).gives_tower_signals:
+        pytest.skip("this family gives no signals of its tower")
+    with torch.no_grad(), prune(model, name, keep=0.5) as session:
+        model.generate(**case.make(model, [[case.kinds - 1]]), max_new_tokens=2, do_sample=False)
+    assert session.reports[-1].kept > 0
