@@ -1,4 +1,4 @@
-"""DivPrune against released code and plain loops in float64.
+"""DivPrune and SCOPE against released code and plain loops in float64.
 
 The vectors are numbers that released code gave for synthetic tokens, stored in float16 where that loses nothing.
 """
@@ -153,17 +153,62 @@ def test_divprune_starts_elsewhere_than_the_ablation():
     assert kept("divprune", tokens_of(embeddings), 3) == [0, 1, 2]
 
 
-def test_divprune_refuses_what_no_distance_can_be_worked_out_from():
-    broken = make_tokens(6)
-    broken = dataclasses.replace(broken, embeddings=broken.embeddings.index_fill(0, torch.tensor([3]), torch.nan))
-    with pytest.raises(ValueError, match="NaN"):
-        get_pruner("divprune").select(broken, 3)
+# SCOPE
+
+
+def plain_scope(tokens, keep, power=1.0):
+    cosine, total = cosines(tokens.features), range(len(tokens))
+    attention = tokens.signals["tower_attention"][:, 0].double().numpy()
+    picked = []
+    while len(picked) < keep:
+        covered = [max([0.0, *(cosine[one, other] for other in picked)]) for one in total]
+        gains = {
+            token: sum(max(0.0, cosine[token, one] - covered[one]) for one in total) * attention[token] ** power
+            for token in total
+            if token not in picked
+        }
+        best = max(gains.values())
+        picked.append(next(token for token in gains if gains[token] >= best * (1 - 1e-9)))
+    return picked
+
+
+@settings(max_examples=50, deadline=None)
+@given(total=st.integers(1, 30), seed=SEEDS, power=st.sampled_from([0.0, 0.5, 1.0, 2.0]), data=st.data())
+def test_scope_is_its_definition(total, seed, power, data):
+    tokens, keep = make_tokens(total, seed), data.draw(st.integers(1, total))
+    pruner = get_pruner("scope", power=power)
+    assert pruner.choose(pruner.score(tokens), tokens, keep).tolist() == plain_scope(tokens, keep, power)
+
+
+def test_scope_weighs_coverage_against_attention():
+    """Four tokens that are alike, one apart, and one of much attention, which covers a little of two of the four."""
+    features = torch.tensor([[1.0, 0, 0], [1, 0.1, 0], [1, 0, 0.1], [1, 0.1, 0.1], [0, 1, 0], [0, 0, 1]])
+    attention = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.5])
+    tokens = tokens_of(features, features, attention)
+    assert kept("scope", tokens, 1) == [5]
+    assert kept("scope", tokens, 1, power=0) == [3]
+    assert kept("scope", tokens, 2) == [1, 5]
+    # However small attention is, and however large the power, tokens do not become the same.
+    tiny = dataclasses.replace(tokens, signals={"tower_attention": attention[:, None] * 1e-20})
+    assert kept("scope", tiny, 1, power=8) == [5]
+
+
+@settings(max_examples=30, deadline=None)
+@given(distinct=st.integers(2, 8), seed=SEEDS)
+def test_scope_keeps_every_kind_before_any_copy(distinct, seed):
+    source = torch.cat([torch.arange(distinct), shuffled(2 * distinct, seed) % distinct])
+    # No two kinds are so much alike that one covers the other.
+    features = torch.eye(distinct)[source] + 0.1
+    tokens = tokens_of(features, features, drawn(3 * distinct, seed=seed).softmax(0))
+    for keep in range(1, 3 * distinct + 1):
+        index = get_pruner("scope").select(tokens, keep).index
+        assert len(set(source[index].tolist())) == min(keep, distinct)
 
 
 # All of them
 
 
-NAMES = ["divprune"]
+NAMES = ["divprune", "scope"]
 every = pytest.mark.parametrize("name", NAMES)
 
 
@@ -176,6 +221,15 @@ def test_every_budget_of_every_number_of_tokens_is_met(name, total):
         assert len(set(index)) == keep and index == sorted(index)
         assert index == kept(name, tokens, keep)
     assert index == list(range(total))
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("seed", range(5))
+def test_permuting_tokens_permutes_the_choice(name, seed):
+    tokens, order = make_tokens(36, seed), shuffled(36, seed)
+    for keep in (1, 9, 20):
+        again = torch.tensor(kept(name, tokens[order], keep))
+        assert sorted(order[again].tolist()) == kept(name, tokens, keep)
 
 
 @every
@@ -200,6 +254,40 @@ def test_tokens_that_are_all_alike_are_no_trouble(name):
     for row in (tokens, dataclasses.replace(tokens, features=torch.zeros(12, 10), embeddings=torch.zeros(12, 8))):
         for keep in (1, 5, 12):
             assert kept(name, row, keep) == list(range(keep))
+
+
+@every
+def test_nan_is_refused(name):
+    tokens, row = make_tokens(12), torch.tensor([3])
+    broken = dataclasses.replace(
+        tokens, features=tokens.features.index_fill(0, row, torch.nan),
+        embeddings=tokens.embeddings.index_fill(0, row, torch.nan),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="NaN"):
+        get_pruner(name).select(broken, 5)
+
+
+@every
+def test_it_says_what_it_reads(name):
+    pruner, bare = get_pruner(name), dataclasses.replace(make_tokens(6), signals={}, context={})
+    if pruner.needs:
+        with pytest.raises(ValueError, match=rf"{name} reads {pruner.needs[0]}"):
+            pruner.select(bare, 3)
+    else:
+        assert len(pruner.select(bare, 3)) == 3
+    assert pruner.query_aware == ("question" in pruner.needs)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("scope", {"power": -1}, ValueError), ("scope", {"power": "1"}, TypeError),
+        ("scope", {"power": float("inf")}, ValueError),
+    ],
+)  # fmt: skip
+def test_bad_options_are_refused(name, options, error):
+    with pytest.raises(error, match=next(iter(options))):
+        get_pruner(name, **options)
 
 
 @every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from zooprune.selection.components import group_by_component, suppress
 from zooprune.selection.expansion import expand
-from zooprune.selection.facility import facility_location
+from zooprune.selection.facility import coverage_gains, facility_location, greedy_coverage
 from zooprune.selection.max_sum import greedy_max_sum
 from zooprune.selection.outliers import local_outliers
 from zooprune.selection.smoothing import smooth
@@ -187,6 +188,80 @@ def test_what_all_tokens_count_alike_changes_nothing(scale):
     rows, weights = drawn(20, 8, seed=0), drawn(20, seed=1).abs()
     assert torch.equal(facility(rows, weights * scale, 12), facility(rows, weights, 12))
     assert facility(rows, weights * 0, 4).tolist() == [0, 1, 2, 3]
+
+
+# Coverage of other things than tokens
+
+
+def plain_coverage(similarity, keep, weights, worth, bonus):
+    similarity, weights, worth, bonus = (part.double().numpy() for part in (similarity, weights, worth, bonus))
+    covered, picked = np.zeros(similarity.shape[1]), []
+    while len(picked) < keep:
+        gains = [float(weights @ np.maximum(row - covered, 0)) for row in similarity]
+        picked.append(first_of_largest(np.array(gains) * worth + bonus, picked))
+        covered = np.maximum(covered, similarity[picked[-1]])
+    return picked
+
+
+def coverage_problem(total, things, seed):
+    similarity = drawn(total, things, seed=seed).clamp(-1, 1)
+    return similarity, drawn(things, seed=seed + 1).abs() + 0.1
+
+
+@settings(max_examples=50, deadline=None)
+@given(total=st.integers(1, 80), things=st.integers(1, 12), seed=SEEDS, data=st.data())
+def test_coverage_of_things_is_that_of_the_definition(total, things, seed, data):
+    similarity, weights = coverage_problem(total, things, seed)
+    worth, bonus = drawn(total, seed=seed + 2).abs() + 0.1, drawn(total, seed=seed + 3).abs()
+    keep = data.draw(st.integers(1, total))
+    ones, zeros = torch.ones(total), torch.zeros(total)
+    # Once all is covered, tokens gain nothing, and the lowest index is next.
+    picked = greedy_coverage(similarity, keep, weights=weights)
+    assert picked.tolist() == plain_coverage(similarity, keep, weights, ones, zeros)
+    picked = greedy_coverage(similarity, keep, weights=weights, worth=worth)
+    assert picked.tolist() == plain_coverage(similarity, keep, weights, worth, zeros)
+    picked = greedy_coverage(similarity, keep, weights=weights, worth=worth, bonus=bonus)
+    assert picked.tolist() == plain_coverage(similarity, keep, weights, worth, bonus)
+
+
+@pytest.mark.parametrize(("total", "keep"), [(300, 100), (700, 64)])
+def test_gains_that_are_not_worked_out_anew_would_not_have_won(total, keep):
+    """The picks are those of a loop that works out all gains at every step."""
+    rows = F.normalize(drawn(total, 16, seed=total), dim=-1)
+    # Groups of tokens that are much alike, so that many gains are close to each other.
+    rows = F.normalize(rows[torch.arange(total) % 40] + 0.05 * drawn(total, 16, seed=1), dim=-1)
+    similarity, weights = rows @ rows.T, torch.ones(total)
+    covered, closed, expected = torch.zeros(total), torch.zeros(total, dtype=torch.bool), []
+    for _ in range(keep):
+        gains = coverage_gains(similarity, covered, weights, torch.empty_like(similarity))
+        gains[closed] = -torch.inf
+        expected.append(int((gains >= gains.max() * (1 - 1e-6) - 1e-6).int().argmax()))
+        closed[expected[-1]] = True
+        covered = torch.maximum(covered, similarity[expected[-1]])
+    assert greedy_coverage(similarity, keep, weights=weights, tie=1e-6).tolist() == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(total=st.integers(2, 9), things=st.integers(1, 8), seed=SEEDS, data=st.data())
+def test_coverage_is_not_far_from_the_best(total, things, seed, data):
+    similarity, weights = coverage_problem(total, things, seed)
+    keep = data.draw(st.integers(1, total))
+
+    def coverage(picked):
+        return float(similarity[list(picked)].amax(0).clamp_min(0) @ weights)
+
+    best = max(coverage(subset) for subset in itertools.combinations(range(total), keep))
+    assert coverage(greedy_coverage(similarity, keep, weights=weights).tolist()) >= (1 - 1 / math.e) * best - 1e-6
+
+
+def test_gains_that_rounding_tells_apart_are_a_tie():
+    similarity = torch.tensor([[0.5, 0.0], [0.5 + 3e-8, 0.0], [0.0, 0.5 + 1e-4]])
+    ones = torch.ones(2)
+    assert greedy_coverage(similarity[:2], 1, weights=ones).tolist() == [0]
+    assert greedy_coverage(similarity, 3, weights=ones).tolist() == [2, 0, 1]
+    assert greedy_coverage(similarity, 3, weights=ones, tie=1e-3).tolist() == [0, 2, 1]
+    # What ties is the gain, before it is multiplied.
+    assert greedy_coverage(similarity, 3, weights=ones, worth=torch.tensor([1.0, 1.0, 2.0]), tie=1e-3).tolist()[0] == 2
 
 
 # Groups and suppression

@@ -1,4 +1,4 @@
-"""Greedy selection of tokens that stand for all others (facility location)."""
+"""Greedy selection of tokens that cover all others, or other things (facility location)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from zooprune.selection.arguments import check_rows
 
 #: Similarities are worked out to some 1e-7, so a gain smaller than this is none.
 _NOTHING = 1e-6
+#: Tokens whose gains are worked out in one go, where only the most promising ones are looked at.
+_BLOCK = 32
 
 
 def coverage_gains(similarity: Tensor, covered: Tensor, weights: Tensor, scratch: Tensor) -> Tensor:
-    """Return by how much picking each token would raise the coverage of all tokens.
+    """Return by how much picking each token would raise the coverage.
 
     Parameters
     ----------
-    similarity : Tensor of float32, (N, N)
-        Symmetric.
-    covered : Tensor of float32, (N,)
-        How similar each token is to the most similar token picked so far.
-    weights : Tensor of float32, (N,)
-        What the coverage of each token counts.
-    scratch : Tensor of float32, (N, N)
+    similarity : Tensor of float32, (N, M)
+        How far each of N tokens covers each of M things.
+    covered : Tensor of float32, (M,)
+        How far each thing is covered by the tokens picked so far.
+    weights : Tensor of float32, (M,)
+        What the coverage of each thing counts.
+    scratch : Tensor of float32, (N, M)
         Overwritten, because to take new memory at every step costs more than the arithmetic.
 
     Returns
@@ -33,6 +35,89 @@ def coverage_gains(similarity: Tensor, covered: Tensor, weights: Tensor, scratch
     """
     torch.sub(similarity, covered, out=scratch)
     return torch.threshold_(scratch, _NOTHING, 0.0) @ weights
+
+
+@torch.no_grad()
+@exact_float32()
+def greedy_coverage(
+    similarity: Tensor,
+    keep: int,
+    *,
+    weights: Tensor,
+    worth: Tensor | None = None,
+    bonus: Tensor | None = None,
+    tie: Tensor | float = 0.0,
+) -> Tensor:
+    """Pick the tokens that raise the coverage of given things most, one by one.
+
+    A thing is covered as far as the picked token that covers it best does. Every pick has the largest sum, over all
+    things, of what it adds to their coverage. Without worth and bonus, the coverage of what is picked is at least
+    1 - 1/e of the best that so many tokens can reach.
+
+    Source of the bound: Nemhauser, Wolsey and Fisher, "An analysis of approximations for maximizing submodular set
+    functions", Mathematical Programming 14, 1978.
+
+    What picking a token gains never grows. On a CPU, gains are therefore worked out anew only for tokens that might
+    still have the largest one; on other devices for all tokens, so that the host need not wait.
+
+    Parameters
+    ----------
+    similarity : Tensor, (N, M)
+        How far each of N tokens covers each of M things, at most 1.
+    keep : int
+        How many to pick; from N on all are picked.
+    weights : Tensor, (M,)
+        What the coverage of each thing counts, not negative.
+    worth : Tensor, (N,), optional
+        What the gain of picking each token is multiplied by, not negative; 1 by default.
+    bonus : Tensor, (N,), optional
+        Added to what picking each token gains.
+    tie : Tensor or float
+        Gains that differ by less are taken for the same, as are those within 1e-6 of each other in proportion.
+
+    Returns
+    -------
+    Tensor of int64, (keep,)
+        Indices in the order picked, on the device of the similarities. Ties go to the lowest index.
+    """
+    similarity, weights = similarity.float(), weights.float()
+    scratch = torch.empty_like(similarity)
+    covered = torch.zeros_like(weights)
+    gains = coverage_gains(similarity, covered, weights, scratch)
+    worth = torch.ones_like(gains) if worth is None else worth.float()
+    bonus = torch.zeros_like(gains) if bonus is None else bonus.float()
+    keep = min(keep, len(gains))
+    picked = torch.empty(keep, dtype=torch.int64, device=gains.device)
+    closed = torch.zeros(len(gains), dtype=torch.bool, device=gains.device)
+    fresh = torch.ones_like(closed)
+
+    def values() -> tuple[Tensor, Tensor]:
+        """Return what picking each token is worth, and the highest value that it ties with."""
+        value, highest = gains * worth + bonus, (gains + _NOTHING * gains + tie) * worth + bonus
+        return value.masked_fill(closed, -torch.inf), highest.masked_fill(closed, -torch.inf)
+
+    for place in range(keep):
+        value, highest = values()
+        while gains.is_cpu:
+            # Gains of an earlier step are never too low.
+            stale = highest.masked_fill(fresh, -torch.inf)
+            if stale.max() < value.masked_fill(~fresh, -torch.inf).max():
+                break
+            rows = stale.topk(min(_BLOCK, len(stale))).indices
+            gains[rows] = coverage_gains(similarity[rows], covered, weights, scratch[: len(rows)])
+            fresh[rows] = True
+            value, highest = values()
+        # Two tokens that are nearest to each other gain exactly the same, which rounding must not decide. An index
+        # that stays a tensor: reading it would make the host wait for the device at every step.
+        best = (highest >= value.max()).int().argmax()
+        picked[place] = best
+        closed[best] = True
+        covered = torch.maximum(covered, similarity[best])
+        if gains.is_cpu:
+            fresh = closed.clone()
+        else:
+            gains = coverage_gains(similarity, covered, weights, scratch)
+    return picked
 
 
 @torch.no_grad()
@@ -60,7 +145,7 @@ def facility_location(
     -------
     Tensor of int64, (keep,)
         Indices in the order picked, on the device of the embeddings. Ties go to the lowest index; gains within 1e-6
-        of the largest weight are taken for the same.
+        of the largest weight or, in proportion, within 1e-6 of each other are taken for the same.
 
     Raises
     ------
@@ -70,21 +155,5 @@ def facility_location(
     check_rows(embeddings, keep)
     unit = F.normalize(embeddings.float(), dim=-1)
     similarity = (unit @ unit.T + 1) / 2
-    scratch = torch.empty_like(similarity)
     counts = torch.ones_like(unit[:, 0]) if weights is None else weights.float()
-    keep = min(keep, len(unit))
-    picked = torch.empty(keep, dtype=torch.int64, device=unit.device)
-    closed = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
-    covered, tie = torch.zeros_like(counts), _NOTHING * counts.max()
-    for place in range(keep):
-        gains = coverage_gains(similarity, covered, counts, scratch)
-        if bonus is not None:
-            gains = gains + bonus
-        gains = gains.masked_fill(closed, -torch.inf)
-        # Two tokens that are nearest to each other gain exactly the same, which rounding must not decide. An index
-        # that stays a tensor: reading it would make the host wait for the device at every step.
-        best = (gains >= gains.max() - tie).int().argmax()
-        picked[place] = best
-        closed[best] = True
-        covered = torch.maximum(covered, similarity[best])
-    return picked
+    return greedy_coverage(similarity, keep, weights=counts, bonus=bonus, tie=_NOTHING * counts.max())
