@@ -193,14 +193,18 @@ def test_what_all_tokens_count_alike_changes_nothing(scale):
 # Coverage of other things than tokens
 
 
-def plain_coverage(similarity, keep, weights, worth, bonus):
+def check_coverage(picked, similarity, weights, worth, bonus):
+    """Check that every pick has the largest value, or one that rounding does not tell from it."""
     similarity, weights, worth, bonus = (part.double().numpy() for part in (similarity, weights, worth, bonus))
-    covered, picked = np.zeros(similarity.shape[1]), []
-    while len(picked) < keep:
-        gains = [float(weights @ np.maximum(row - covered, 0)) for row in similarity]
-        picked.append(first_of_largest(np.array(gains) * worth + bonus, picked))
-        covered = np.maximum(covered, similarity[picked[-1]])
-    return picked
+    covered, left = np.zeros(similarity.shape[1]), list(range(len(similarity)))
+    for token in picked:
+        gains = np.array([weights @ np.maximum(row - covered, 0) for row in similarity])
+        value = gains * worth + bonus
+        assert value[token] >= value[left].max() * (1 - 1e-5) - 1e-5
+        if not gains.any() and not bonus.any():
+            assert token == left[0]
+        left.remove(token)
+        covered = np.maximum(covered, similarity[token])
 
 
 def coverage_problem(total, things, seed):
@@ -215,13 +219,10 @@ def test_coverage_of_things_is_that_of_the_definition(total, things, seed, data)
     worth, bonus = drawn(total, seed=seed + 2).abs() + 0.1, drawn(total, seed=seed + 3).abs()
     keep = data.draw(st.integers(1, total))
     ones, zeros = torch.ones(total), torch.zeros(total)
-    # Once all is covered, tokens gain nothing, and the lowest index is next.
-    picked = greedy_coverage(similarity, keep, weights=weights)
-    assert picked.tolist() == plain_coverage(similarity, keep, weights, ones, zeros)
-    picked = greedy_coverage(similarity, keep, weights=weights, worth=worth)
-    assert picked.tolist() == plain_coverage(similarity, keep, weights, worth, zeros)
-    picked = greedy_coverage(similarity, keep, weights=weights, worth=worth, bonus=bonus)
-    assert picked.tolist() == plain_coverage(similarity, keep, weights, worth, bonus)
+    for options in ({}, {"worth": worth}, {"bonus": bonus}, {"worth": worth, "bonus": bonus}):
+        picked = greedy_coverage(similarity, keep, weights=weights, **options).tolist()
+        assert len(picked) == keep
+        check_coverage(picked, similarity, weights, options.get("worth", ones), options.get("bonus", zeros))
 
 
 @pytest.mark.parametrize(("total", "keep"), [(300, 100), (700, 64)])
