@@ -1,4 +1,4 @@
-"""DivPrune, SCOPE and MMTok against released code and plain loops in float64.
+"""DivPrune, SCOPE, MMTok and AgilePruner against released code and plain loops in float64.
 
 The vectors are numbers that released code gave for synthetic tokens, stored in float16 where that loses nothing.
 """
@@ -19,12 +19,13 @@ from zoo_of_models import CASES
 from zooprune import prune
 from zooprune.families import find_family
 from zooprune.pruners import get_pruner
+from zooprune.selection.components import effective_rank
 from zooprune.selection.greedy import picks_and_cosines
 from zooprune.selection.isolation import most_isolated
 from zooprune.tokens import VisualTokens
 
 DATA = Path(__file__).parent / "data"
-DIV, MM = (np.load(DATA / f"{name}.npz") for name in ("divprune", "mmtok"))
+DIV, MM, AGILE = (np.load(DATA / f"{name}.npz") for name in ("divprune", "mmtok", "agilepruner"))
 SEEDS = st.integers(0, 10**6)
 
 
@@ -296,10 +297,69 @@ def test_mmtok_keeps_every_kind_before_any_copy(distinct, seed):
         assert len(set(source[index].tolist())) == min(keep, distinct)
 
 
+# AgilePruner
+
+
+def agile_of(data):
+    return tokens_of(tensor(data["features"]), attention=torch.tensor(data["cls_attention"]).mean(0))
+
+
+@named(AGILE)
+def test_agilepruner_picks_what_the_fork_picks(case):
+    data = of(AGILE, case)
+    tokens, pruner = agile_of(data), get_pruner("agilepruner")
+    assert float(effective_rank(tokens.embeddings)) == pytest.approx(float(data["erank64"]), rel=1e-5)
+    picked = pruner.choose(pruner.score(tokens), tokens, int(data["k"]))
+    assert picked.tolist() == data["kept_order"].tolist()
+
+
+def plain_agilepruner(tokens, keep, step=0.01, average=90.0, most=0.25):
+    distance = 1 - cosines(tokens.embeddings)
+    order = tokens.signals["tower_attention"][:, 0].sort(descending=True, stable=True).indices.tolist()
+    rank = float(effective_rank(tokens.embeddings))
+    left, removed = [], set()
+    for place, token in enumerate(order, start=1):
+        if token in removed:
+            continue
+        left.append(token)
+        threshold = min(place * (rank / average) * step, most)
+        removed |= {other for other in order if other not in left and distance[token, other] < threshold}
+    return [*left, *(token for token in order if token in removed)][:keep]
+
+
+@settings(max_examples=25, deadline=None)
+@given(total=st.integers(1, 30), seed=SEEDS, average=st.sampled_from([0.5, 5.0, 90.0]), data=st.data())
+def test_agilepruner_is_its_definition(total, seed, average, data):
+    # In three channels, many tokens are alike; with a small average, thresholds are as high as they become.
+    tokens, keep = make_tokens(total, seed, width=3), data.draw(st.integers(1, total))
+    pruner = get_pruner("agilepruner", average=average)
+    picked = pruner.choose(pruner.score(tokens), tokens, keep).tolist()
+    assert picked == plain_agilepruner(tokens, keep, average=average)
+
+
+def test_agilepruner_goes_by_attention_in_simple_images_and_by_distance_in_complex_ones():
+    tokens = make_tokens(30, width=6)
+    by_attention = tokens.signals["tower_attention"][:, 0].argsort(descending=True)[:9].sort().values.tolist()
+    assert kept("agilepruner", tokens, 9, average=1e6) == by_attention
+    assert kept("agilepruner", tokens, 9, step=0) == by_attention
+    assert kept("agilepruner", tokens, 9, most=0) == by_attention
+    assert kept("agilepruner", tokens, 9, average=0.1, most=0.6) != by_attention
+
+
+@settings(max_examples=30, deadline=None)
+@given(distinct=st.integers(2, 8), seed=SEEDS)
+def test_agilepruner_keeps_every_kind_before_any_copy(distinct, seed):
+    source = torch.cat([torch.arange(distinct), shuffled(2 * distinct, seed) % distinct])
+    tokens = tokens_of(torch.eye(8)[source], attention=drawn(3 * distinct, seed=seed).softmax(0))
+    for keep in range(1, 3 * distinct + 1):
+        index = get_pruner("agilepruner").select(tokens, keep).index
+        assert len(set(source[index].tolist())) == min(keep, distinct)
+
+
 # All of them
 
 
-NAMES = ["divprune", "scope", "mmtok"]
+NAMES = ["divprune", "scope", "mmtok", "agilepruner"]
 every = pytest.mark.parametrize("name", NAMES)
 
 
@@ -376,7 +436,10 @@ def test_it_says_what_it_reads(name):
         ("scope", {"power": float("inf")}, ValueError), ("mmtok", {"text_temperature": 0}, ValueError),
         ("mmtok", {"image_temperature": -0.2}, ValueError), ("mmtok", {"image_temperature": True}, TypeError),
         ("mmtok", {"text_temperature": float("inf")}, ValueError), ("mmtok", {"image": -1}, ValueError),
-        ("mmtok", {"image": "half"}, TypeError), ("mmtok", {"image": float("nan")}, ValueError),
+        ("agilepruner", {"step": -0.01}, ValueError), ("agilepruner", {"step": None}, TypeError),
+        ("agilepruner", {"average": 0}, ValueError), ("agilepruner", {"most": 3}, ValueError),
+        ("agilepruner", {"most": float("nan")}, ValueError), ("mmtok", {"image": "half"}, TypeError),
+        ("mmtok", {"image": float("nan")}, ValueError),
     ],
 )  # fmt: skip
 def test_bad_options_are_refused(name, options, error):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zooprune.selection.components import group_by_component, suppress
+from zooprune.selection.components import effective_rank, group_by_component, suppress
 from zooprune.selection.expansion import expand
 from zooprune.selection.facility import coverage_gains, facility_location, greedy_coverage
 from zooprune.selection.max_sum import greedy_max_sum
@@ -307,11 +307,46 @@ def test_what_is_left_suppresses_all_that_comes_later(total, seed, threshold):
         if all(similarity[other, token] <= threshold for other in left):
             left.append(token)
     assert suppress(similarity, order, threshold).nonzero()[:, 0].tolist() == sorted(left)
+    own, left = drawn(total, seed=seed + 1).tanh(), []
+    for token in order.tolist():
+        if all(similarity[other, token] <= own[other] for other in left):
+            left.append(token)
+    assert suppress(similarity, order, own[:, None]).nonzero()[:, 0].tolist() == sorted(left)
 
 
 def test_what_is_as_similar_as_the_threshold_stays():
     similarity = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
     assert suppress(similarity, torch.arange(2), 0.5).tolist() == [True, True]
+
+
+def plain_effective_rank(features):
+    rows = features.double().numpy()
+    strengths = np.linalg.svd(rows - rows.mean(0), compute_uv=False)
+    shares = strengths[strengths > 1e-9] / strengths.sum()
+    return math.exp(-(shares * np.log(shares)).sum())
+
+
+@settings(max_examples=30, deadline=None)
+@given(total=st.integers(2, 40), width=st.integers(2, 40), rank=st.integers(1, 6), seed=SEEDS)
+def test_the_effective_rank_is_that_of_the_definition(total, width, rank, seed):
+    features = drawn(total, width, seed=seed)
+    low = drawn(total, rank, seed=seed) @ drawn(rank, width, seed=seed + 1) + 3.0
+    for given_features in (features, low):
+        found = float(effective_rank(given_features))
+        assert found == pytest.approx(plain_effective_rank(given_features), rel=1e-4)
+        assert 1 - 1e-6 <= found <= min(total, width) + 1e-3
+        order = shuffled(total, seed)
+        assert float(effective_rank(given_features[order])) == pytest.approx(found, rel=1e-5)
+    half = features.bfloat16()
+    assert torch.equal(effective_rank(half), effective_rank(half.float()))
+
+
+def test_features_without_spread_have_an_effective_rank_of_one():
+    assert float(effective_rank(torch.ones(5, 3))) == 1.0
+    assert float(effective_rank(torch.ones(1, 3))) == 1.0
+    assert float(effective_rank(torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]))) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="NaN"):
+        effective_rank(torch.full((2, 2), torch.nan))
 
 
 # Outliers

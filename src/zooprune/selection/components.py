@@ -1,4 +1,4 @@
-"""Groups of tokens by principal components, and suppression of look-alikes inside a group."""
+"""Principal components of tokens: groups by them, how many there are in effect; and suppression of look-alikes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from zooprune.precision import exact_float32
 from zooprune.selection.arguments import check_rows
+from zooprune.selection.geometry import centred
 
 
 @torch.no_grad()
@@ -47,7 +48,39 @@ def group_by_component(features: Tensor, groups: int) -> Tensor:
     return loadings[:, :groups].abs().argmax(1)
 
 
-def suppress(similarity: Tensor, order: Tensor, threshold: float) -> Tensor:
+@torch.no_grad()
+@exact_float32()
+def effective_rank(features: Tensor) -> Tensor:
+    """Return how many directions features spread over: the exponential of the entropy of their singular values.
+
+    Singular values are those of the features without their mean, brought to a sum of one.
+
+    Source: Roy and Vetterli, "The effective rank: A measure of effective dimensionality", EUSIPCO 2007.
+
+    Parameters
+    ----------
+    features : Tensor, (N, d)
+
+    Returns
+    -------
+    Tensor of float32, ()
+        At least 1, which is that of features that are all the same.
+
+    Raises
+    ------
+    ValueError
+        If there is no feature, or a feature is NaN or infinite.
+    """
+    check_rows(features, 1)
+    # In float64, because a product in float32 makes many small singular values out of rounding.
+    rows = centred(features).double()
+    product = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    strengths = torch.linalg.eigvalsh(product).clamp_min(0).sqrt()
+    shares = strengths / strengths.sum().clamp_min(1e-30)
+    return torch.special.entr(shares).sum().exp().float()
+
+
+def suppress(similarity: Tensor, order: Tensor, threshold: float | Tensor) -> Tensor:
     """Return which tokens are left by non-maximum suppression.
 
     Tokens are taken in an order. Each token that is left removes all later tokens that are more similar to it than a
@@ -58,7 +91,8 @@ def suppress(similarity: Tensor, order: Tensor, threshold: float) -> Tensor:
     similarity : Tensor, (N, N)
     order : Tensor of int64, (N,)
         The order in which tokens are taken.
-    threshold : float
+    threshold : float or Tensor, (N, 1)
+        The same for all tokens, or one for each token that removes others.
 
     Returns
     -------
