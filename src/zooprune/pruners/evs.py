@@ -30,8 +30,8 @@ class EVS(Pruner):
     the scope "tile". A warning says so.
 
     Source: "Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference", arXiv 2510.14624.
-    The paper compares the pixels of patches. This is the method as vLLM serves it, which compares embeddings behind the
-    projector. There the budget is raised to the tokens of a frame where it is smaller.
+    This is the method as vLLM serves it, which compares embeddings behind the projector; it was not checked against the
+    paper's own text. In vLLM the budget is raised to the tokens of a frame where it is smaller.
 
     Parameters
     ----------
