@@ -59,7 +59,7 @@ def ask(
     ] = None,
     plan: Annotated[
         Path | None,
-        typer.Option(help="Use a plan from 'zooprune calibrate' instead of --method, --keep and --dropped."),
+        typer.Option(help="Use a plan from 'calibrate' or 'tune' instead of --method, --keep and --dropped."),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write a picture of what was kept to this PNG file.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -226,7 +226,7 @@ def evaluate(
     newlines: Annotated[
         list[str] | None, typer.Option(help="What becomes of row separators: drop, keep, rows; repeatable.")
     ] = None,
-    plan: Annotated[Path | None, typer.Option(help="Evaluate what 'zooprune calibrate' found.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Evaluate what 'calibrate' or 'tune' found.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
     timed: Annotated[int, typer.Option(min=0, help="Questions that are timed, one by one.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply at most.")] = 64,
