@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from zooprune.budgeting import budgets, deal, spend
 from zooprune.policy import Policy
@@ -214,3 +215,20 @@ def test_tokens_are_scored_once_however_often_rows_are_tried(scope, calls):
     Counting.calls.clear()
     _, kept = spend(Counting(keep=7), visual, Policy(scope=scope, newlines="rows"))
     assert int(kept.sum()) == 7 and Counting.calls == calls
+
+
+def test_tiles_of_which_only_some_merge_are_put_together():
+    class Halves(Pruner):
+        def select(self, tokens: VisualTokens, keep: int) -> Selection:
+            index = torch.arange(keep)
+            if keep == len(tokens):
+                return Selection(index, keep)
+            into = torch.cat([index, torch.zeros(len(tokens) - keep, dtype=torch.int64)])
+            return Selection(index, len(tokens), merged=tokens.embeddings[index] + 1, into=into)
+
+    whole, cut = torch.zeros(2, 4, dtype=torch.int64), torch.tensor([[0, 1, 0, column] for column in range(4)])
+    rows = torch.randn(6, 3)
+    tokens = VisualTokens(rows, rows, nn.Identity(), torch.cat([whole, cut]))
+    selection, _ = spend(Halves(keep=5), Visual.plain(tokens), Policy(scope="tile"))
+    assert selection.index.tolist() == [0, 1, 2, 3, 4] and selection.into.tolist() == [0, 1, 2, 3, 4, 2]
+    torch.testing.assert_close(selection.merged, rows[:5] + torch.tensor([0.0, 0, 1, 1, 1])[:, None])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zooprune.policy import Policy, Scope
 from zooprune.pruners.base import Pruner, Select
+from zooprune.selection.merging import own_places
 from zooprune.tokens import Budget, Selection, VisualTokens
 from zooprune.visuals import Visual
 
@@ -118,16 +119,18 @@ def _together(chosen: Sequence[tuple[Tensor, Selection]], tokens: VisualTokens) 
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
     total, first = len(tokens), 0
-    scores, into, merged = None, None, None
+    scores, merged = None, None
+    holds = any(selection.into is not None for _, selection in chosen)
+    into = torch.full((total,), -1) if holds else None
     for places, selection in chosen:
         if selection.scores is not None:
             if scores is None:
                 scores = torch.zeros(total, dtype=torch.float32, device=selection.scores.device)
             scores[places] = selection.scores
-        if selection.into is not None:
-            if into is None:
-                into = torch.full((total,), -1)
-            held = selection.into.cpu()
+        if into is not None:
+            # Where nothing was merged in one group, kept tokens hold themselves.
+            own = own_places(selection.index.cpu(), selection.total)
+            held = own if selection.into is None else selection.into.cpu()
             into[places] = torch.where(held < 0, held, rank[first + held.clamp_min(0)])
         if selection.merged is not None:
             if merged is None:
