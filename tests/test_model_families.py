@@ -394,9 +394,25 @@ def test_tower_attention_is_what_the_eager_tower_works_out(signalling, monkeypat
             received.append(one[:, :, 0].mean(1)[:, 1:])
             continue
         # Padding asks nothing: of it nobody may see anything.
-        asking = torch.ones(len(one), one.shape[2]) if mask is None else (mask == 0).any(2)[:, 0].float()
-        received.append((one.mean(1) * asking[..., None]).sum(1) / asking.sum(1, keepdim=True))
+        allowed = torch.ones(len(one), 1, one.shape[2]) if mask is None else (mask == 0)[:, 0].float()
+        asking = allowed.amax(1)[..., None]
+        # Where images are packed into a sequence, the mean is over an image.
+        received.append((one.mean(1) * asking).sum(1) / (allowed * asking).sum(1).clamp_min(1))
     torch.testing.assert_close(patches, torch.cat(received, dim=1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tower_attention", "tower_received", "tower_joint_attention/-1", "tower_context@1.1"])
+def test_images_that_are_packed_together_have_the_signals_they_have_alone(signalling, name):
+    case, model = signalling
+    family, signal = find_family(model), find_signal(name)
+    with torch.no_grad():
+        both = family.encode(model, "image", case.make(model, [[case.kinds - 1], [0]]), [signal]).visuals
+        alone = [
+            family.encode(model, "image", case.make(model, [[kind]], seed=number), [signal]).visuals[0]
+            for number, kind in enumerate((case.kinds - 1, 0))
+        ]
+    for one, other in zip(both, alone, strict=True):
+        torch.testing.assert_close(one.tokens.signals[name], other.tokens.signals[name], rtol=1e-4, atol=1e-6)
 
 
 def test_signals_are_the_means_of_a_tokens_own_patches(signalling):

@@ -85,10 +85,11 @@ class TowerContext(TowerSignal):
         found = []
         for call in zip(seen.queries, seen.keys, seen.masks, seen.scalings, strict=True):
             received = _received(*call, first_asks=False)
-            real = torch.ones_like(received) if call[2] is None else _seen(call[2]).expand_as(received)
-            mean = (received * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
-            central = (received > self.threshold * mean) & (real > 0)
-            central = central | ~central.any(1, keepdim=True)
+            # A tower may pack images into a sequence: what a token may see is its image.
+            image = torch.ones_like(received)[:, None] if call[2] is None else _allowed(call[2])
+            mean = (image * received[:, None]).sum(-1) / image.sum(-1).clamp_min(1)
+            central = (received > self.threshold * mean) & (image.amax(1) > 0)
+            central = central | ((image * central[:, None]).sum(-1) == 0)
             found.append(_received(*call, first_asks=False, asked=central.float()))
         return torch.cat(found, dim=1)[:, int(class_token) :, None]
 
@@ -117,25 +118,29 @@ def _by_patch(
 def _received(
     query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, first_asks: bool, asked: Tensor | None = None
 ) -> Tensor:
-    """Return (B, N), the class token included; `asked` is what each query counts, (B, N)."""
+    """Return the mean over the queries that may see a key, (B, N); `asked` is what each query counts, (B, N)."""
     asking = query[:, :, :1] if first_asks else query
     received = torch.zeros(len(key), key.shape[2], dtype=torch.float32, device=key.device)
     # Several heads of queries may share one of keys.
     keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).float().mT
-    real = torch.ones_like(received) if mask is None else _seen(mask).expand_as(received)
+    # Padding, which nobody may see, asks nothing.
+    real = torch.ones_like(received) if mask is None else _allowed(mask).amax(1).expand_as(received)
     if asked is not None:
         real = real * asked
+    queries = torch.zeros_like(received)
     for start in range(0, asking.shape[2], _CHUNK):
         scores = asking[:, :, start : start + _CHUNK].float() @ keys * scaling
-        if mask is not None:
-            rows = mask[..., start : start + _CHUNK, :]
+        counts = real[:, start : start + scores.shape[2], None]
+        if mask is None:
+            queries += counts.sum(1)
+        else:
+            rows = mask[..., start : start + scores.shape[2], :]
             scores = scores.masked_fill(~rows, -torch.inf) if rows.dtype == torch.bool else scores + rows.float()
-        given = scores.softmax(-1).mean(1)
-        received += (given * real[:, start : start + given.shape[1], None]).sum(1)
-    return received / real[:, : asking.shape[2]].sum(1, keepdim=True)
+            queries += (counts * _allowed(rows)).sum(1)
+        received += (scores.softmax(-1).mean(1) * counts).sum(1)
+    return received / queries.clamp_min(1)
 
 
-def _seen(mask: Tensor) -> Tensor:
-    """Return 1 for each key that any query may see and 0 for padding, (B, N)."""
-    allowed = mask if mask.dtype == torch.bool else mask == 0
-    return allowed.any(-2)[:, 0].float()
+def _allowed(mask: Tensor) -> Tensor:
+    """Return 1 for each key that a query may see and 0 for all others, (B, queries or 1, N)."""
+    return (mask if mask.dtype == torch.bool else mask == 0)[:, 0].float()
