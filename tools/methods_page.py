@@ -25,7 +25,8 @@ HEAD = """\
 ![One scene and {keep} of its 576 tokens under every method, with the model's answers](images/methods.png)
 
 `zooprune gallery --save docs/images/methods.png` draws this picture: one scene and {keep} tokens under every method.
-Patches in colour are kept, those in a frame are mixtures of several tokens. Under each panel is the model's answer.
+Patches in colour are kept, those in a frame are mixtures of several tokens. Under each panel is the model's answer. One
+question says little about a method: the table has the accuracy on all questions.
 
 | column | |
 |---|---|
