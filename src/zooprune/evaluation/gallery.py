@@ -108,7 +108,6 @@ def hang(
         Panel(pruner.name, _group(pruner), one.texts[0], is_right(one.texts[0], [truth]), one.report.images)
         for pruner, one in zip(pruners, answered, strict=True)
     ]
-    # The groups by size of what they read, which is the order in which they are told of below.
     panels.sort(key=lambda panel: (panel.name != UNPRUNED, _GROUPS.index(panel.group)))
     return Gallery(seen_images(processor, inputs["pixel_values"], [image])[0], tuple(panels))
 
