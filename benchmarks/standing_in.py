@@ -1,7 +1,7 @@
 """How far standing in for dropped tokens can be pushed: variants of it, and of the choice, against it as it is.
 
-    python benchmarks/standing_in.py --half first               # every variant on one half of the scenes
-    python benchmarks/standing_in.py --half second --variant own norm  # what won, on the other half
+    python benchmarks/standing_in.py --half first --limit 450   # every variant on one half of the scenes
+    python benchmarks/standing_in.py --half second --variant "chosen by distinctiveness"  # what won, on the other half
     python benchmarks/standing_in.py --print                    # the tables of the newest files
 
 Variants are written down here and not in the library: those that win go there. Each has ZOO-Prune's choice of tokens
@@ -11,6 +11,7 @@ and ``positions="auto"``, unless its name says otherwise, and is compared with t
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from environment import RESULTS, write
-from tables import newest, percent, show, span
+from tables import percent, show, span
 from zooprune import load_bundled
 from zooprune.bundled.benchmark import KINDS
 from zooprune.data.examples import bundled_examples
@@ -189,14 +190,14 @@ def refined(rounds: int) -> Choose:
     return pick
 
 
-def asked_about(share: float) -> Choose:
-    """Protect the tokens that are nearest to a word of the question, and pick the others as ZOO-Prune does."""
+def asked_about(share: float, others: Choose = zoo) -> Choose:
+    """Protect the tokens that are nearest to a word of the question, and pick the others as another choice does."""
 
     def pick(scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
         question = F.normalize(tokens.context["question"].float(), dim=-1)
         near = (F.normalize(tokens.embeddings.float(), dim=-1) @ question.T).amax(-1)
         protected = near.sort(descending=True, stable=True).indices[: int(share * keep)]
-        order = zoo(scores, tokens, keep)
+        order = others(scores, tokens, keep)
         rest = order[~torch.isin(order, protected)]
         return torch.cat([protected, rest[: keep - len(protected)]])
 
@@ -380,6 +381,8 @@ def means_or_zero(rows: Tensor, into: Tensor, count: int) -> Tensor:
     return (places.T @ rows) / places.sum(0).clamp_min(1)[:, None]
 
 
+by_norms = weighted_means(lambda scores, tokens: tokens.embeddings.float().norm(dim=-1))
+
 VARIANTS: dict[str, tuple[Choose, Hold]] = {
     BASE: (zoo, as_it_is),
     # Owners.
@@ -388,7 +391,7 @@ VARIANTS: dict[str, tuple[Choose, Hold]] = {
     **{f"owners by distance and place, {weight}": (zoo, by_place(weight)) for weight in (0.02, 0.05, 0.1, 0.2)},
     **{f"a second owner, heat {heat}": (zoo, second_owner(heat)) for heat in (0.1, 0.3, 1.0)},
     # Means.
-    "means weighted by norm": (zoo, weighted_means(lambda scores, tokens: tokens.embeddings.float().norm(dim=-1))),
+    "means weighted by norm": (zoo, by_norms),
     "means weighted by sensitivity": (zoo, weighted_means(lambda scores, tokens: scores)),
     **{f"{share:.0%} of the way to the mean": (zoo, partly(share)) for share in (0.5, 0.75)},
     "means as long as their tokens": (zoo, as_long),
@@ -415,6 +418,12 @@ VARIANTS: dict[str, tuple[Choose, Hold]] = {
     "kept tokens moved to the middle, 1 round": (refined(1), as_it_is),
     "kept tokens moved to the middle, 3 rounds": (refined(3), as_it_is),
     **{f"{share:.0%} protected by the question": (asked_about(share), as_it_is) for share in (0.125, 0.25, 0.5)},
+    # What was best of each, together.
+    "distinctiveness, 12% protected": (asked_about(0.125, distinct_alone), as_it_is),
+    "distinctiveness, 25% protected": (asked_about(0.25, distinct_alone), as_it_is),
+    "norm, 12% protected": (asked_about(0.125, by_norm), as_it_is),
+    "distinctiveness, means weighted by norm": (distinct_alone, by_norms),
+    "distinctiveness, 12% protected, means weighted by norm": (asked_about(0.125, distinct_alone), by_norms),
     # Budgets.
     "adaptive budgets, mean distance": (adaptive("mean distance"), as_it_is),
     "adaptive budgets, greatest distance": (adaptive("greatest distance"), as_it_is),
@@ -526,15 +535,17 @@ def main() -> None:
     parser.add_argument("--half", choices=("first", "second"), default="first")
     parser.add_argument("--variant", nargs="*", choices=VARIANTS, help="all of them when left out")
     parser.add_argument("--limit", type=int, help="about so many questions")
+    parser.add_argument("--name", help="of the result file; the half when left out")
     parser.add_argument("--print", action="store_true", help="print what was found before, and measure nothing")
     arguments = parser.parse_args()
     if not arguments.print:
         labels = [BASE, *(label for label in arguments.variant or VARIANTS if label != BASE)]
         rows = measure(labels, arguments.half, arguments.limit)
-        print(write(f"standing_in-{arguments.half}", {"half": arguments.half, "rows": figures(rows)}))
-    for half in ("first", "second"):
-        if any(RESULTS.glob(f"standing_in-{half}-20*.json")):
-            _print(half, newest(f"standing_in-{half}")["rows"])
+        name = f"standing_in-{arguments.name or arguments.half}"
+        print(write(name, {"half": arguments.half, "rows": figures(rows)}))
+    for path in sorted(RESULTS.glob("standing_in-*.json")):
+        found = json.loads(path.read_text())
+        _print(found["half"], found["rows"])
 
 
 def _print(half: str, rows: list[dict[str, Any]]) -> None:
