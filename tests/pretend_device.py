@@ -19,8 +19,11 @@ from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from zoo_of_models import CASES
-from zooprune import list_pruners, prune
-from zooprune.families import find_family
+from zooprune import ZooPrune, get_pruner, list_pruners, prune
+from zooprune.families import Family, find_family
+from zooprune.pruners import Pruner
+from zooprune.signals import find_signal
+from zooprune.tokens import VisualTokens
 
 
 class _Module(_DummyBackendModule):
@@ -181,18 +184,39 @@ def on_host(value: Tensor) -> Tensor:
     return value.inner if isinstance(value, OnDevice) else value
 
 
-def _compared(family: str, method: str = "zoo", **policies: Any) -> dict[str, Any]:
-    """Prune one family's tiny model on the CPU and on the device, twice; say what differs and where the host waited."""
+def _reading_all(family: Family, **options: Any) -> Pruner:
+    """Return ZOO-Prune with scores in which all takes part that any method reads and the family gives."""
+    names = dict.fromkeys(name for method in list_pruners() for name in get_pruner(method).reads())
+    given = tuple(name for name in names if family.gives(find_signal(name)))
+
+    class ReadsAll(ZooPrune):
+        def reads(self) -> tuple[str, ...]:
+            return given
+
+        def score(self, tokens: VisualTokens) -> Tensor:
+            seen = [tokens.signals[name].float().mean(-1) for name in given if name in tokens.signals]
+            asked = [tokens.embeddings @ tokens.context[name].mean(0) for name in given if name in tokens.context]
+            return torch.stack([super().score(tokens), *seen, *asked]).sum(0)
+
+    return ReadsAll(**options)
+
+
+def _compared(family: str, method: str | None = "zoo", **policies: Any) -> dict[str, Any]:
+    """Prune one family's tiny model on the CPU and on the device, twice; say what differs and where the host waited.
+
+    Without a method, one that reads all that the family gives.
+    """
     case = CASES[family]
     drawn = case.make(case.model(), [[0, case.kinds - 1], [], [0]])
     options: dict[str, Any] = {"keep": 5}
-    if method == "zoo" and find_family(case.model()).sensitivity == "sampled":
+    if method in ("zoo", None) and find_family(case.model()).sensitivity == "sampled":
         # Forward-mode differentiation, which it would be, does not follow wrapped tensors.
         options |= {"estimator": "finite_difference", "directions": 4}
+    pruner = get_pruner(method, **options) if method else _reading_all(find_family(case.model()), **options)
     calls = []
     for place in (lambda value: value, on_device):
         model, inputs = place(case.model()), place(drawn)
-        with PretendDevice() as device, prune(model, method, **policies, **options) as session:
+        with PretendDevice() as device, prune(model, pruner, **policies) as session:
             session.prepare(inputs)
             device.waits.clear()
             calls.append((session.prepare(inputs), session.reports[-1]))
@@ -206,13 +230,21 @@ def _compared(family: str, method: str = "zoo", **policies: Any) -> dict[str, An
             torch.equal(mine.selection.index, its.selection.index)
             for mine, its in zip(report.images, other.images, strict=True)
         ),
+        "same rows": torch.allclose(_rows(there), _rows(here), rtol=1e-4, atol=1e-4),
         "waits": device.waits,
     }
 
 
-#: What is compared: every family, every method, and the ways to spend a budget.
+def _rows(prepared: Mapping[str, Any]) -> Tensor:
+    """Return all rows that the language model is to read of images."""
+    (output,) = prepared["mm_encoder_outputs"].values()
+    return torch.cat([on_host(part).flatten(0, -2) for part in output.pooler_output])
+
+
+#: What is compared: every family with all that methods read, every method, and the ways to spend a budget.
 COMPARED: dict[str, dict[str, Any]] = {
-    **{family: {"family": family} for family in CASES},
+    **{family: {"family": family, "method": None} for family in CASES},
+    "llava, zoo": {"family": "llava"},
     **{f"llava, {method}": {"family": "llava", "method": method} for method in list_pruners() if method != "zoo"},
     "by tile": {"family": "llava_next", "scope": "tile", "newlines": "rows"},
     "by prompt": {"family": "llava_next", "scope": "prompt", "newlines": "keep"},

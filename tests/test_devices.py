@@ -30,10 +30,10 @@ def test_nothing_mixes_devices(compared, name):
     """An operation that did would have raised; what is kept and what comes back is as on the CPU."""
     found = compared[name]
     assert "error" not in found, found["error"]
-    assert found["same tokens"] and found["same prompts"]
+    assert found["same tokens"] and found["same prompts"] and found["same rows"]
     assert found["devices"] == ["pretended"]
 
 
 def test_the_host_waits_little(compared):
     """Four times for a call and five for each of its three images, whatever the number of tokens and picks."""
-    assert len(compared["llava"]["waits"]) == 4 + 5 * 3, "\n".join(compared["llava"]["waits"])
+    assert len(compared["llava, zoo"]["waits"]) == 4 + 5 * 3, "\n".join(compared["llava, zoo"]["waits"])
