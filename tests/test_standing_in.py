@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +12,7 @@ from torch import nn
 
 from zoo_of_models import CASES, IMAGE
 from zooprune import ZooPrune, prune
+from zooprune.averaging import averages
 from zooprune.compaction import compact
 from zooprune.families import find_family
 from zooprune.policy import Policy
@@ -21,7 +21,7 @@ from zooprune.pruners import get_pruner
 from zooprune.selection.assigning import nearest
 from zooprune.standing_in import stand_in
 from zooprune.tokens import Selection, VisualTokens
-from zooprune.visuals import Visual, means
+from zooprune.visuals import Visual
 
 
 def make_tokens(total):
@@ -73,13 +73,6 @@ def test_half_precision_is_compared_in_float32(dtype):
     assert torch.equal(nearest(embeddings, index), nearest(embeddings.float(), index))
 
 
-def test_means_are_those_of_a_plain_loop():
-    rows = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
-    into = torch.tensor([0, 1, 2, -1, 1, 1, 0, 2, 2, 2, -1, 0])
-    expected = np.stack([rows.double()[into == place].mean(0) for place in range(3)])
-    np.testing.assert_allclose(means(rows, into, 3), expected, rtol=1e-6)
-
-
 @pytest.mark.parametrize("dropped", ["discard", "mean", "mass", "stand in"])
 def test_a_policy_says_what_becomes_of_dropped_tokens(dropped):
     tokens = make_tokens(30)
@@ -129,7 +122,7 @@ def test_the_model_reads_means(name):
     rows = done.encoder_outputs["image"].pooler_output
     read = torch.cat([part.flatten(0, -2) for part in rows])
     report, tokens = done.report.images[0], encoded.visuals[0].tokens
-    expected = means(tokens.embeddings, report.selection.into, len(report.selection))
+    expected = averages(tokens.embeddings, report.selection.into, len(report.selection))
     torch.testing.assert_close(read[: len(expected)], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -140,7 +133,7 @@ def test_rows_of_deeper_layers_become_means_too():
         encoded.output.deepstack_features, done.encoder_outputs["image"].deepstack_features, strict=True
     ):
         before, after = (rows if isinstance(rows, torch.Tensor) else torch.cat(list(rows)) for rows in (before, after))
-        torch.testing.assert_close(after, means(before, into, 3), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(after, averages(before, into, 3), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scope", ["image", "tile", "prompt"])

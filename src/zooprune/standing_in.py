@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from zooprune.averaging import averages
 from zooprune.policy import Policy
 from zooprune.profiling import stage
 from zooprune.selection.assigning import nearest
 from zooprune.tokens import Selection
-from zooprune.visuals import Visual, means
+from zooprune.visuals import Visual
 
 
 def stand_in(selection: Selection, visual: Visual, policy: Policy) -> Selection:
@@ -41,5 +42,5 @@ def stand_in(selection: Selection, visual: Visual, policy: Policy) -> Selection:
     embeddings = visual.tokens.embeddings
     with stage("assign", embeddings.device):
         into = nearest(embeddings, selection.index, groups=visual.images, cosines=selection.cosines)
-        merged = means(embeddings, into, len(selection)).to(embeddings.dtype) if policy.averages else None
+        merged = averages(embeddings, into, len(selection)).to(embeddings.dtype) if policy.averages else None
         return dataclasses.replace(selection, into=into.cpu(), merged=merged)

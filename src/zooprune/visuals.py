@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from zooprune.precision import exact_float32
+from zooprune.averaging import averages
 from zooprune.tokens import Selection, VisualTokens
 
 Modality = Literal["image", "video"]
@@ -113,37 +113,14 @@ def _rows_that_stay(rows: Any, kept: Tensor, prompts: list[int], merged: Mapping
             places = (start + image.places).to(whole.device)
             chosen = image.selection
             assert chosen.merged is not None and chosen.into is not None
-            new = means(whole[places], chosen.into, len(chosen)) if deep else chosen.merged
+            into = chosen.into.to(whole.device)
+            new = averages(whole[places], into, len(chosen)) if deep else chosen.merged
             whole[places[chosen.index.to(places.device)]] = new.to(whole.dtype)
     if not isinstance(rows, Tensor):
         return [part[stays] for part, stays in zip(whole.split(lengths), kept.split(lengths), strict=True)]
     # These models read one tensor; prompts that keep different numbers of rows share its first place.
     places_first = len(prompts) if len(set(prompts)) == 1 else 1
     return whole[kept].unflatten(0, (places_first, -1))
-
-
-def means(rows: Tensor, into: Tensor, count: int) -> Tensor:
-    """Return the mean of the rows that went to each place.
-
-    Parameters
-    ----------
-    rows : Tensor, (N, d)
-    into : Tensor of int64, (N,)
-        The place of each row; -1 where a row has none. Every place has at least one row.
-    count : int
-        How many places there are.
-
-    Returns
-    -------
-    Tensor of float32, (count, d)
-    """
-    into = into.to(rows.device)
-    # One product with a matrix of shares is faster than adding row by row.
-    shares = torch.zeros(count, len(rows), dtype=torch.float32, device=rows.device)
-    owned = into >= 0
-    shares[into[owned], owned.nonzero()[:, 0]] = 1
-    with exact_float32():
-        return (shares @ rows.float()) / shares.sum(1, keepdim=True)
 
 
 def joined(group: list[VisualTokens], axis: int) -> VisualTokens:

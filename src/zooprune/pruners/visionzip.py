@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zooprune.precision import exact_float32
 from zooprune.pruners.base import Pruner
+from zooprune.selection.merging import averages, own_places
 from zooprune.tokens import Selection, VisualTokens
 
 
@@ -63,8 +64,7 @@ class VisionZip(Pruner):
         rest = is_rest.nonzero()[:, 0]
         targets = rest[:: max(1, len(rest) // max(1, contextual))][:contextual]
         index = torch.cat([dominant, targets]).sort().values
-        into = torch.full((len(tokens),), -1, device=scores.device)
-        into[index] = torch.arange(len(index), device=scores.device)
+        into = own_places(index, len(tokens))
         is_rest[targets] = False
         others = is_rest.nonzero()[:, 0]
         if not contextual or not len(others):
@@ -76,12 +76,9 @@ class VisionZip(Pruner):
 
     def _merged(self, tokens: VisualTokens, index: Tensor, targets: Tensor, others: Tensor, nearest: Tensor) -> Tensor:
         """Return what the language model reads, (k, d_text)."""
-        features = tokens.features.float()
-        sums = torch.zeros_like(features[targets]).index_add_(0, nearest, features[others])
-        joined = nearest.bincount(minlength=len(targets))
+        mixed = tokens.features[targets].float() + averages(tokens.features[others], nearest, len(targets))
         # Targets that nobody joins stay as they are.
-        changed = joined > 0
-        mixed = features[targets] + sums / joined.clamp_min(1)[:, None]
+        changed = torch.zeros_like(targets, dtype=torch.bool).index_fill(0, nearest, True)
         merged = tokens.embeddings[index].clone()
         places = torch.searchsorted(index, targets[changed])
         merged[places] = tokens.projector(mixed[changed].to(tokens.features.dtype)).to(merged.dtype)

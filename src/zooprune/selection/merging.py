@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zooprune.averaging import averages, summed
 from zooprune.precision import all_finite, exact_float32
+
+__all__ = ["averages", "bipartite_merge", "own_places"]
 
 
 def own_places(index: Tensor, total: int) -> Tensor:
@@ -28,48 +31,6 @@ def own_places(index: Tensor, total: int) -> Tensor:
     places = torch.full((total,), -1, device=index.device)
     places[index] = torch.arange(len(index), device=index.device)
     return places
-
-
-@exact_float32()
-def averages(rows: Tensor, into: Tensor, count: int, weights: Tensor | None = None) -> Tensor:
-    """Return the mean of the rows that each place holds.
-
-    Parameters
-    ----------
-    rows : Tensor, (N, d)
-    into : Tensor of int64, (N,)
-        The place of each row, below `count`; -1 leaves a row out.
-    count : int
-        How many places there are.
-    weights : Tensor, (N,), optional
-        What each row counts, not negative. Where the rows of a place weigh nothing, all of them count the same.
-
-    Returns
-    -------
-    Tensor of float32, (count, d)
-        Zero where a place holds nothing.
-    """
-    held = into >= 0
-    places = into[held]
-    nothing = torch.zeros(count, dtype=torch.float32, device=rows.device)
-    if weights is None:
-        share = torch.ones_like(places, dtype=torch.float32)
-    else:
-        share = weights[held].float()
-        weightless = _summed(nothing, places, share) <= 0
-        share = share.masked_fill(weightless[places], 1.0)
-    totals = _summed(nothing, places, share)
-    # Shares are normalised before rows are summed: tiny weights would lose their digits otherwise.
-    scaled = rows[held].float() * (share / totals[places])[:, None]
-    return _summed(torch.zeros(count, rows.shape[1], dtype=torch.float32, device=rows.device), places, scaled)
-
-
-def _summed(target: Tensor, places: Tensor, rows: Tensor) -> Tensor:
-    """Add rows at places of a target, which several rows may share, in the same order whenever it is called."""
-    # Which of the two has a fixed order depends on the device.
-    if rows.is_cuda:
-        return target.index_put((places,), rows, accumulate=True)
-    return target.index_add(0, places, rows)
 
 
 @torch.no_grad()
@@ -121,7 +82,7 @@ def bipartite_merge(metric: Tensor, keep: int, *, per_round: int | None = None) 
         best, match = (unit[::2] @ unit[1::2].T).max(1)
         first = best.sort(descending=True, stable=True).indices[:merging]
         gone, into = 2 * first, 2 * match[first] + 1
-        sums, sizes = _summed(sums, into, sums[gone]), _summed(sizes, into, sizes[gone])
+        sums, sizes = summed(sums, into, sums[gone]), summed(sizes, into, sizes[gone])
         becomes = torch.arange(len(metric), device=metric.device)
         becomes[left[gone]] = left[into]
         holder = becomes[holder]

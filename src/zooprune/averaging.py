@@ -1,0 +1,49 @@
+"""Means and sums of rows that share a place, the same whenever they are worked out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zooprune.precision import exact_float32
+
+
+@exact_float32()
+def averages(rows: Tensor, into: Tensor, count: int, weights: Tensor | None = None) -> Tensor:
+    """Return the mean of the rows that each place holds.
+
+    Parameters
+    ----------
+    rows : Tensor, (N, d)
+    into : Tensor of int64, (N,)
+        The place of each row, below `count`; -1 leaves a row out.
+    count : int
+        How many places there are.
+    weights : Tensor, (N,), optional
+        What each row counts, not negative. Where the rows of a place weigh nothing, all of them count the same.
+
+    Returns
+    -------
+    Tensor of float32, (count, d)
+        Zero where a place holds nothing.
+    """
+    # Rows that are left out go to a further place, so that the host need not wait to learn how many they are.
+    places = torch.where(into < 0, count, into)
+    nothing = torch.zeros(count + 1, dtype=torch.float32, device=rows.device)
+    if weights is None:
+        share = torch.ones_like(places, dtype=torch.float32)
+    else:
+        weightless = summed(nothing, places, weights.float()) <= 0
+        share = weights.float().masked_fill(weightless[places], 1.0)
+    totals = summed(nothing, places, share)
+    # Shares are normalised before rows are summed: tiny weights would lose their digits otherwise.
+    scaled = rows.float() * (share / totals[places])[:, None]
+    return summed(nothing[:, None].repeat(1, rows.shape[1]), places, scaled)[:count]
+
+
+def summed(target: Tensor, places: Tensor, rows: Tensor) -> Tensor:
+    """Return a target with rows added at places that several may share, in the same order whenever it is called."""
+    # Which of the two has a fixed order depends on the device.
+    if rows.is_cuda:
+        return target.index_put((places,), rows, accumulate=True)
+    return target.index_add(0, places, rows)
