@@ -27,6 +27,7 @@ from torch import Tensor
 from environment import RESULTS, write
 from tables import percent, show, span
 from zooprune import load_bundled
+from zooprune.averaging import averages
 from zooprune.bundled.benchmark import KINDS
 from zooprune.data.examples import bundled_examples
 from zooprune.decoder import mass as decoder_mass
@@ -43,7 +44,6 @@ from zooprune.selection.facility import facility_location
 from zooprune.selection.geometry import centred, distinctiveness
 from zooprune.sensitivity.weight_cache import held
 from zooprune.tokens import Selection, VisualTokens
-from zooprune.visuals import means
 
 BUDGETS = (64, 32, 16)
 BASE = "as it is"
@@ -182,7 +182,7 @@ def refined(rounds: int) -> Choose:
         index, wide = zoo(scores, tokens, keep).sort().values, tokens.embeddings.float()
         for _ in range(rounds):
             into = nearest(wide, index)
-            far = (wide - means(wide, into, len(index))[into]).norm(dim=-1)
+            far = (wide - averages(wide, into, len(index))[into]).norm(dim=-1)
             places = [(into == place).nonzero()[:, 0] for place in range(len(index))]
             index = torch.stack([own[far[own].argmin()] for own in places]).sort().values
         return index
@@ -267,7 +267,7 @@ def _held(
     index: Tensor, into: Tensor, tokens: VisualTokens, merged: Tensor | None = None, counts: Tensor | None = None
 ) -> Selection:
     if merged is None:
-        merged = means(tokens.embeddings, into, len(index))
+        merged = averages(tokens.embeddings, into, len(index))
     return Weighed(index, len(tokens), None, merged.to(tokens.embeddings.dtype), into, counts=counts)
 
 
@@ -294,7 +294,7 @@ def weighted_means(weigh: Callable[[Tensor, VisualTokens], Tensor]) -> Hold:
     def hold(index: Tensor, scores: Tensor, tokens: VisualTokens) -> Selection:
         into, wide = nearest(tokens.embeddings, index), tokens.embeddings.float()
         weights = weigh(scores, tokens)[:, None]
-        merged = means(wide * weights, into, len(index)) / means(weights, into, len(index)).clamp_min(1e-9)
+        merged = averages(wide * weights, into, len(index)) / averages(weights, into, len(index)).clamp_min(1e-9)
         return _held(index, into, tokens, merged)
 
     return hold
@@ -305,7 +305,7 @@ def partly(share: float) -> Hold:
 
     def hold(index: Tensor, scores: Tensor, tokens: VisualTokens) -> Selection:
         into, wide = nearest(tokens.embeddings, index), tokens.embeddings.float()
-        return _held(index, into, tokens, torch.lerp(wide[index], means(wide, into, len(index)), share))
+        return _held(index, into, tokens, torch.lerp(wide[index], averages(wide, into, len(index)), share))
 
     return hold
 
@@ -313,8 +313,8 @@ def partly(share: float) -> Hold:
 def as_long(index: Tensor, scores: Tensor, tokens: VisualTokens) -> Selection:
     """Means as long as what they are means of."""
     into, wide = nearest(tokens.embeddings, index), tokens.embeddings.float()
-    merged = F.normalize(means(wide, into, len(index)), dim=-1)
-    return _held(index, into, tokens, merged * means(wide.norm(dim=-1, keepdim=True), into, len(index)))
+    merged = F.normalize(averages(wide, into, len(index)), dim=-1)
+    return _held(index, into, tokens, merged * averages(wide.norm(dim=-1, keepdim=True), into, len(index)))
 
 
 def tempered(power: float) -> Hold:
@@ -328,8 +328,8 @@ def tempered(power: float) -> Hold:
 def by_logarithm(index: Tensor, scores: Tensor, tokens: VisualTokens) -> Selection:
     """As often as a kept token's group counts for a query at the mean: the log of the mean of exponentials."""
     into, wide = nearest(tokens.embeddings, index), tokens.embeddings.float()
-    merged = means(wide, into, len(index))
-    spread = means((wide - merged[into]).square().sum(-1, keepdim=True), into, len(index))[:, 0]
+    merged = averages(wide, into, len(index))
+    spread = averages((wide - merged[into]).square().sum(-1, keepdim=True), into, len(index))[:, 0]
     scale = wide.square().sum(-1).mean()
     return _held(index, into, tokens, merged, into.bincount(minlength=len(index)) * (0.5 * spread / scale).exp())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zooprune.precision import exact_float32
@@ -28,17 +29,18 @@ def averages(rows: Tensor, into: Tensor, count: int, weights: Tensor | None = No
         Zero where a place holds nothing.
     """
     # Rows that are left out go to a further place, so that the host need not wait to learn how many they are.
-    places = torch.where(into < 0, count, into)
-    nothing = torch.zeros(count + 1, dtype=torch.float32, device=rows.device)
+    places, order = torch.where(into < 0, count, into).sort(stable=True)
+    begins = torch.searchsorted(places, torch.arange(count + 1, device=places.device))
+    # Bags of rows are added up one by one, and read once; a product with a matrix of shares would take `count` times
+    # as many operations.
     if weights is None:
-        share = torch.ones_like(places, dtype=torch.float32)
-    else:
-        weightless = summed(nothing, places, weights.float()) <= 0
-        share = weights.float().masked_fill(weightless[places], 1.0)
-    totals = summed(nothing, places, share)
-    # Shares are normalised before rows are summed: tiny weights would lose their digits otherwise.
-    scaled = rows.float() * (share / totals[places])[:, None]
-    return summed(nothing[:, None].repeat(1, rows.shape[1]), places, scaled)[:count]
+        return F.embedding_bag(order, rows.float(), begins, mode="mean")[:count]
+    counts = weights.float()[order]
+    weightless = summed(counts.new_zeros(count + 1), places, counts) <= 0
+    counts = counts.masked_fill(weightless[places], 1.0)
+    # Shares are normalised before rows are added up: tiny weights would lose their digits otherwise.
+    shares = counts / summed(counts.new_zeros(count + 1), places, counts)[places]
+    return F.embedding_bag(order, rows.float(), begins, mode="sum", per_sample_weights=shares)[:count]
 
 
 def summed(target: Tensor, places: Tensor, rows: Tensor) -> Tensor:

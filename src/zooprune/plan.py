@@ -76,11 +76,15 @@ class Plan:
         try:
             given = source if isinstance(source, Mapping) else json.loads(Path(source).read_text(encoding="utf-8"))
         except OSError as error:
-            raise ValueError(f"{where} cannot be read ({error.strerror}); give a file of zooprune calibrate or tune") from None
+            raise ValueError(
+                f"{where} cannot be read ({error.strerror}); give a file of zooprune calibrate or tune"
+            ) from None
         except ValueError:
             raise ValueError(f"{where} is not JSON; give a file of zooprune calibrate or tune") from None
         if not isinstance(given, Mapping) or given.get("version") != VERSION:
-            raise ValueError(f"{where} is not a plan of version {VERSION}; make it anew with zooprune calibrate or tune")
+            raise ValueError(
+                f"{where} is not a plan of version {VERSION}; make it anew with zooprune calibrate or tune"
+            )
         policies = [each.name for each in dataclasses.fields(Policy)]
         known = [each.name for each in dataclasses.fields(cls) if each.name != "policy"] + policies
         unknown = sorted(set(given) - {*known, "version"})
