@@ -45,7 +45,7 @@ class Llava(Family):
                 x,
                 z,
                 tail,
-                _grid(len(z), *grid, device=z.device),
+                patch_grid(len(z), *grid, device=z.device),
                 {name: values[number] for name, values in given.items()},
             )
             for number, (x, z, grid) in enumerate(zip(features, embeddings, grids.tolist(), strict=True))
@@ -67,7 +67,7 @@ class Llava(Family):
         return {name: rows(values) for name, values in patches.items()}
 
 
-def _grid(total: int, rows: int, columns: int, *, device: torch.device) -> Tensor:
+def patch_grid(total: int, rows: int, columns: int, *, device: torch.device) -> Tensor:
     """Return frame, tile, row and column of the tokens of one image, (total, 4)."""
     # A class token and registers come before the patches, unless the model leaves them out.
     leading = total - rows * columns

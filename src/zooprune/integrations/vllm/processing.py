@@ -1,0 +1,81 @@
+"""How many placeholders an image gets, worked out before anything is encoded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.processing import PromptReplacement
+
+from zooprune.integrations.vllm.configuration import KEY, Pruning, split_request
+
+#: Rides along with every image: how many rows its placeholders have room for.
+ROWS = "zooprune_rows"
+
+
+class PrunedInfo:
+    """Beside a processing info of vLLM, which comes after it among the bases."""
+
+    get_hf_config: Callable[[], Any]
+
+    @cached_property
+    def pruning(self) -> Pruning:
+        """What the server is asked to prune; `zooprune.integrations.vllm.registration` wrote it there."""
+        return Pruning.read(getattr(self.get_hf_config(), KEY))
+
+    @property
+    def model_id(self) -> str:
+        """The model and how it is pruned: vLLM hashes it into every key under which something of an image is cached."""
+        return f"{super().model_id} {self.pruning.key}"  # type: ignore[misc]
+
+    def image_totals(self, processed: Mapping[str, Any]) -> list[int]:
+        """Return how many rows each of the processed images has before pruning, separators included."""
+        raise NotImplementedError
+
+    def get_max_image_tokens(self) -> int:
+        """Return the rows of the largest image; the profiling of memory shrinks with the budget."""
+        return self.pruning.rows(super().get_max_image_tokens())  # type: ignore[misc]
+
+
+class PrunedProcessor:
+    """Beside a multi-modal processor of vLLM, which comes after it among the bases."""
+
+    info: Any
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
+        asked, rest = split_request(hf_kwargs)
+        processed = super()._apply_hf_processor_main(mm_items, rest)  # type: ignore[misc]
+        totals = self.info.image_totals(processed)
+        if totals:
+            processed[ROWS] = torch.tensor([self.info.pruning.rows(total, asked) for total in totals])
+        return processed
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        _, rest = split_request(hf_processor_mm_kwargs)
+        fields = super()._get_mm_fields_config(hf_inputs, rest)  # type: ignore[misc]
+        return {**fields, ROWS: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
+    ) -> Sequence[Any]:
+        _, rest = split_request(hf_processor_mm_kwargs)
+        updates = super()._get_prompt_updates(mm_items, rest, out_mm_kwargs)  # type: ignore[misc]
+        return [_shortened(update, out_mm_kwargs) if update.modality == "image" else update for update in updates]
+
+
+def _shortened(update: PromptReplacement, out_mm_kwargs: Any) -> PromptReplacement:
+    """Return a replacement with as many placeholders as the image has rows left."""
+    whole = update.replacement
+
+    def replacement(item: int) -> list[int]:
+        rows = int(out_mm_kwargs["image"][item][ROWS].data)
+        placeholders: list[int] = whole(item)
+        if not 0 < rows <= len(placeholders) or len(set(placeholders)) != 1:
+            raise ValueError(f"image {item} has {len(placeholders)} placeholders, of which {rows} cannot stay")
+        return placeholders[:rows]
+
+    return dataclasses.replace(update, replacement=replacement)
