@@ -75,7 +75,7 @@ class Chooser:
             torch.randn(16, size, generator=draw).to(weight.device, weight.dtype) for size in (width, text_width)
         )
         grid = grid_positions(4, 4, device=weight.device)
-        tokens = VisualTokens(features, embeddings, self.copy.module, grid)
+        tokens = VisualTokens(features, embeddings, self.copy.projector, grid)
         try:
             self._choose(Visual.plain(tokens), embeddings, 4)
         except Exception as error:

@@ -66,6 +66,6 @@ class PrunedLlava(LlavaForConditionalGeneration):
             embeddings = self.multi_modal_projector(features)
             for x, z, keep in zip(features, embeddings, some, strict=True):
                 grid = patch_grid(len(z), self._side, self._side, device=z.device)
-                visual = Visual.plain(VisualTokens(x, z, self.chooser.copy.module, grid))
+                visual = Visual.plain(VisualTokens(x, z, self.chooser.copy.projector, grid))
                 found.append(self.chooser.choose(visual, z, int(keep)).rows)
         return found

@@ -5,7 +5,8 @@ vLLM's own layers do not serve for scoring: they are split over ranks, may be qu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,15 @@ class ProjectorCopy:
     module : Module
         Plain layers, in the model's dtype and on its device, with the names of the checkpoint.
     prefix : str
-        What the names of its weights begin with in the checkpoint, wherever that is in the whole name.
+        What the names of its weights begin with in the checkpoint.
+    tail : callable, optional
+        Gives the part of it that works token by token, where that is not the whole.
     """
 
-    def __init__(self, module: nn.Module, prefix: str) -> None:
+    def __init__(self, module: nn.Module, prefix: str, tail: Callable[[Any], nn.Module] | None = None) -> None:
         self.module = module.requires_grad_(False).eval()
+        #: What methods score with.
+        self.projector = self.module if tail is None else tail(self.module)
         self._prefix = prefix
 
     def listening(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
