@@ -63,19 +63,21 @@ class Qwen3Processor(PrunedProcessor, Qwen3VLMultiModalProcessor):
     """vLLM's processor with fewer placeholders."""
 
 
-class _Listening(nn.Module):
-    """A merger that remembers what it read: vLLM's own may be compiled, and calls no hooks."""
+def _listening(merger: nn.Module) -> None:
+    """Have a merger remember what it read, as `read`. It may be compiled, and then calls no hooks."""
+    inner: Any = type(merger)
 
-    def __init__(self, merger: nn.Module) -> None:
-        super().__init__()
-        self.merger = merger
-        self.read: Tensor | None = None
+    class Listening(inner):
+        """The same merger."""
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Merge."""
-        self.read = patches
-        rows: Tensor = self.merger(patches)
-        return rows
+        read: Tensor | None = None
+
+        def __call__(self, patches: Tensor) -> Tensor:
+            self.read = patches
+            rows: Tensor = super().__call__(patches)
+            return rows
+
+    merger.__class__ = Listening
 
 
 class _PrunedQwen(PrunedMRoPE):
@@ -88,6 +90,7 @@ class _PrunedQwen(PrunedMRoPE):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.chooser = Chooser.of(vllm_config, self._copy())
+        _listening(self.visual.merger)
         # Videos are not pruned, whatever the configuration says to have positions set after encoding.
         self.is_multimodal_pruning_enabled = False
         self._vllm_config = vllm_config
@@ -102,10 +105,7 @@ class _PrunedQwen(PrunedMRoPE):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the weights, and copy the merger's."""
-        if isinstance(self.visual.merger, _Listening):
-            self.visual.merger = self.visual.merger.merger
         loaded: set[str] = super().load_weights(self.chooser.copy.listening(weights))  # type: ignore[misc]
-        self.visual.merger = _Listening(self.visual.merger)
         vision = self.config.vision_config
         self.chooser.prove(vision.hidden_size * vision.spatial_merge_size**2, vision.out_hidden_size)
         return loaded
