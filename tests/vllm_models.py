@@ -72,7 +72,9 @@ def qwen2_5_vl() -> tuple[Any, Any]:
         },
         text_config={**TEXT, "rope_parameters": MROPE}, **zoo_of_models.QWEN,
     )  # fmt: skip
-    return transformers.Qwen2_5_VLForConditionalGeneration(config), _qwen_processor("Qwen2_5_VL", "Qwen2VLVideoProcessor")
+    return transformers.Qwen2_5_VLForConditionalGeneration(config), _qwen_processor(
+        "Qwen2_5_VL", "Qwen2VLVideoProcessor"
+    )
 
 
 def qwen3_vl() -> tuple[Any, Any]:
@@ -158,7 +160,12 @@ def by_transformers(folder: Path, asked: Sequence[Request], method: str | None =
         inputs = processor(
             text=[request.text], images=list(request.images) or None, return_tensors="pt", add_special_tokens=False
         )
-        generate = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        generate = {
+            "max_new_tokens": NEW_TOKENS,
+            "do_sample": False,
+            "output_logits": True,
+            "return_dict_in_generate": True,
+        }
         with torch.no_grad():
             if method is None or not request.images:
                 output, read = model.generate(**inputs, **generate), inputs["input_ids"].shape[1]
@@ -208,7 +215,9 @@ def by_vllm(llm: Any, asked: Sequence[Request], **arguments: Any) -> list[Reply]
     replies = []
     for output in llm.generate(prompts, greedy, use_tqdm=False):
         completion = output.outputs[0]
-        chosen = [values[token].logprob for token, values in zip(completion.token_ids, completion.logprobs, strict=True)]
+        chosen = [
+            values[token].logprob for token, values in zip(completion.token_ids, completion.logprobs, strict=True)
+        ]
         replies.append(Reply(tuple(completion.token_ids), tuple(chosen), len(output.prompt_token_ids)))
     return replies
 

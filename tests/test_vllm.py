@@ -1,0 +1,149 @@
+"""The plug-in inside vLLM's real engine, against transformers; run by `make test-vllm`."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+pytestmark = pytest.mark.vllm
+
+if pytest.importorskip("vllm", reason="needs vLLM: make test-vllm"):
+    import vllm_models
+    from vllm_models import MODELS, Request, alike, by_transformers, by_vllm, engine, requests, save
+
+ZOO = {"method": "zoo", "keep": 9}
+#: Images so large that chunks of a prompt end inside them.
+CHUNKED = {"max_num_batched_tokens": 8, "max_num_seqs": 4}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Return the folder of a tiny model, by its name."""
+    made = {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = save(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return folder
+
+
+def _like_the_engine(name):
+    """Return the positions that tokens of a model have in vLLM."""
+    return {"positions": "contiguous" if name.startswith("llava") else "original"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_replies_are_those_of_transformers(folders, name):
+    """All sizes at once, two images, text alone; again from the caches; then with a smaller budget for some."""
+    folder, asked, options = folders(name), requests(MODELS[name][1]), _like_the_engine(name)
+    expected = by_transformers(folder, asked, "zoo", keep=9, **options)
+    unpruned = by_transformers(folder, asked)
+    assert any(
+        one.tokens != other.tokens or one.logprobs != other.logprobs
+        for one, other in zip(expected, unpruned, strict=True)
+    )
+    with engine(folder, ZOO) as llm:
+        alike(by_vllm(llm, asked), expected)
+        alike(by_vllm(llm, asked), expected)
+        alike(by_vllm(llm, asked, zooprune={"keep": 4}), by_transformers(folder, asked, "zoo", keep=4, **options))
+        with pytest.raises(ValueError, match="at most 9"):
+            by_vllm(llm, asked[:1], zooprune={"keep": 10})
+        alike(by_vllm(llm, asked), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_chunks_end_inside_images_and_hits_begin_there(folders, name):
+    """Means of what is dropped; a share as the budget; a second question on the same image after a prefix of it."""
+    folder, marker = folders(name), MODELS[name][1]
+    asked = requests(marker)
+    asked += [Request(one.text + " w21 w22", one.images) for one in asked]
+    expected = by_transformers(folder, asked, "diversity", keep=0.4, dropped="mean", **_like_the_engine(name))
+    with engine(folder, {"method": "diversity", "keep": 0.4, "dropped": "mean"}, **CHUNKED) as llm:
+        alike(by_vllm(llm, asked[:6]), expected[:6])
+        alike(by_vllm(llm, asked), expected)
+
+
+def test_the_engine_lives_on_when_choosing_fails(folders, monkeypatch, caplog):
+    from zooprune.integrations.vllm import choosing
+
+    folder, asked = folders("llava"), requests("<image>")
+    expected = by_transformers(folder, asked, "zoo", keep=9, positions="contiguous")
+
+    def fail(*_):
+        raise ValueError("out of luck")
+
+    with engine(folder, ZOO) as llm:
+        with monkeypatch.context() as patch:
+            patch.setattr(choosing, "spend", fail)
+            failed = by_vllm(llm, asked)
+            assert [one.prompt for one in failed] == [one.prompt for one in expected]
+        llm.llm_engine.engine_core.engine_core.scheduler.reset_prefix_cache()
+        llm.reset_mm_cache()
+        llm.llm_engine.reset_encoder_cache()
+        alike(by_vllm(llm, asked), expected)
+
+
+def test_without_a_configuration_nothing_is_touched(folders):
+    from vllm.model_executor.model_loader import get_model_cls
+    from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+
+    folder, asked = folders("qwen2_5_vl"), requests(MODELS["qwen2_5_vl"][1])
+    with engine(folder) as llm:
+        assert get_model_cls(llm.llm_engine.model_config) is Qwen2_5_VLForConditionalGeneration
+        alike(by_vllm(llm, asked), by_transformers(folder, asked))
+
+
+def test_the_variable_configures_as_well(folders, monkeypatch):
+    monkeypatch.setenv("ZOOPRUNE_VLLM", json.dumps(ZOO))
+    folder, asked = folders("llava"), requests("<image>")[:2]
+    with engine(folder, compilation_config={"mode": 0}) as llm:
+        alike(by_vllm(llm, asked), by_transformers(folder, asked, "zoo", keep=9, positions="contiguous"))
+    with pytest.raises(RuntimeError, match="configured twice"), engine(folder, ZOO):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("pruning", "options", "message"),
+    [
+        ({"method": "zo", "keep": 9}, {}, "unknown method"),
+        ({"method": "zoo", "keep": 9}, {"mm_processor_kwargs": {"zooprune": {"keep": 3}}}, "is for requests"),
+        ({"method": "zoo", "keep": 9}, {"limit_mm_per_prompt": {"image": 0}}, "no images"),
+        ({"method": "zoo", "keep": 9}, {"enable_mm_embeds": True}, "leave out --enable-mm-embeds"),
+        ({"method": "zoo", "keep": 9}, {"load_format": "sharded_state"}, "does not show the projector"),
+        ({"method": "zoo", "keep": 9}, {"compilation_config": {"cudagraph_mm_encoder": True}}, "CUDA graphs"),
+    ],
+)
+def test_what_cannot_be_done_stops_the_engine(folders, pruning, options, message):
+    with pytest.raises(RuntimeError, match=message), engine(folders("llava"), pruning, **options):
+        pass
+
+
+def test_other_models_stop_the_engine(tmp_path):
+    import transformers
+
+    import real_processors
+
+    config = transformers.LlamaConfig(**vllm_models.TEXT)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    real_processors.tokenizer("<image>").save_pretrained(tmp_path)
+    with (
+        pytest.raises(RuntimeError, match="LlamaForCausalLM cannot be pruned"),
+        engine(tmp_path, ZOO, limit_mm_per_prompt={}),
+    ):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_two_ranks_choose_alike(folders, name, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    folder, asked = folders(name), requests(MODELS[name][1])
+    expected = by_transformers(folder, asked, "zoo", keep=9, **_like_the_engine(name))
+    with engine(folder, ZOO, tensor_parallel_size=2) as llm:
+        alike(by_vllm(llm, asked), expected)

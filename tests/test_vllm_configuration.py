@@ -1,0 +1,194 @@
+"""What the vLLM plug-in is asked for, and positions on three axes; without vLLM itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from zooprune import list_pruners
+from zooprune.integrations.vllm.checkpoint import write_for_vllm
+from zooprune.integrations.vllm.configuration import Pruning, RefusedError, reason_against, split_request
+from zooprune.integrations.vllm.mrope import PrunedMRoPE, with_places, without_places
+from zooprune.integrations.vllm.projector import ProjectorCopy
+
+
+def test_a_configuration_is_read_from_json_and_back():
+    pruning = Pruning.read('{"method": "zoo", "keep": 64, "options": {"fusion": "sum"}, "dropped": "mean"}')
+    assert (pruning.method, pruning.keep, pruning.options) == ("zoo", 64, {"fusion": "sum"})
+    assert Pruning.read(pruning.as_json()) == pruning and json.loads(pruning.key) == pruning.as_json()
+    assert str(pruning) == "method zoo, 64 tokens per image, fusion=sum, dropped=mean"
+    assert str(Pruning("zoo", 0.25)) == "method zoo, 25.0% of the tokens per image"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{", "is not JSON"),
+        ([1], "is no JSON object"),
+        ({"method": "zoo"}, "lacks keep"),
+        ({"method": "zoo", "keep": 64, "budget": 1}, "does not know budget"),
+        ({"method": 3, "keep": 64}, "method must be a name"),
+        ({"method": "zoo", "keep": 64, "options": 3}, "options an object"),
+        ({"method": "zo", "keep": 64}, "unknown method 'zo'; did you mean 'zoo'"),
+        ({"method": "zoo", "keep": 64, "options": {"m": 3}}, "zoo has no option m"),
+        ({"method": "zoo", "keep": 0}, "leaves no visual token"),
+        ({"method": "zoo", "keep": 1.5}, "is not a share"),
+        ({"method": "zoo", "keep": "64"}, "keep must be an int"),
+        ({"method": "zoo", "keep": 64, "scope": "row"}, "is not one of"),
+        ({"method": "zoo", "keep": 64, "scope": "prompt"}, "every image by itself"),
+        ({"method": "zoo", "keep": 64, "dropped": "stand in"}, 'takes no bias; give "mean"'),
+        ({"method": "none", "keep": 64}, "leave the configuration out"),
+        ({"method": "cdpruner", "keep": 64}, "reads the question"),
+        ({"method": "visionzip", "keep": 64}, "reads tower_attention"),
+        ({"method": "prumerge", "keep": 64, "options": {"native": True}}, "exact number"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(given, message):
+    with pytest.raises(RefusedError, match=r"^zooprune: ") as caught:
+        Pruning.read(given)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_method_is_served_or_refused_with_a_reason():
+    served = [name for name in list_pruners() if reason_against(name) is None]
+    assert {"zoo", "sensitivity", "diversity", "random"} <= set(served)
+    for name in served:
+        Pruning(name, 64)
+    for name in set(list_pruners()) - set(served):
+        with pytest.raises(RefusedError):
+            Pruning(name, 64)
+
+
+def test_requests_may_ask_for_fewer_tokens():
+    pruning = Pruning("zoo", 0.5)
+    assert pruning.rows(100) == 50 and pruning.rows(100, 20) == 20 and pruning.rows(100, 0.25) == 25
+    with pytest.raises(ValueError, match="at most 50"):
+        pruning.rows(100, 51)
+    assert split_request({"zooprune": {"keep": 3}, "size": 1}) == (3, {"size": 1})
+    assert split_request({"size": 1}) == (None, {"size": 1})
+    for wrong in (3, {}, {"keep": 3, "method": "zoo"}, {"keep": "3"}, {"keep": 0}, {"keep": True}):
+        with pytest.raises(ValueError, match="keep"):
+            split_request({"zooprune": wrong})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_places_pass_through_coarse_numbers(dtype):
+    rows = torch.randn(300, 8, dtype=dtype)
+    places = torch.stack([torch.arange(300) * step for step in (1, 7, 50)], dim=1)
+    plain, found = without_places(with_places(rows, places))
+    assert torch.equal(plain, rows) and torch.equal(found, places)
+
+
+@dataclass(frozen=True)
+class Place:
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Feature:
+    mm_position: Place
+    data: dict
+    modality: str = "image"
+
+
+@dataclass
+class Counting:
+    """Counts positions as Qwen's models do, for whole images."""
+
+    config: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(
+            vision_config=SimpleNamespace(spatial_merge_size=2), image_token_id=3, video_token_id=2
+        )
+    )
+
+    def get_mrope_input_positions(self, tokens, features):
+        columns, last, read = [], -1, 0
+        for feature in features:
+            text = torch.arange(feature.mm_position.offset - read) + last + 1
+            columns.append(text.expand(3, -1))
+            last += len(text)
+            _, rows, width = (feature.data["image_grid_thw"].data // torch.tensor([1, 2, 2])).tolist()
+            assert feature.mm_position.length == rows * width
+            grid = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(width)).T + last + 1
+            columns.append(grid)
+            last, read = int(grid.max()), feature.mm_position.offset + rows * width
+        columns.append((torch.arange(len(tokens) - read) + last + 1).expand(3, -1))
+        positions = torch.cat(columns, dim=1)
+        return positions, int(positions.max()) + 1 - len(tokens)
+
+
+class Pruned(PrunedMRoPE, Counting):
+    pass
+
+
+@pytest.mark.parametrize("chunk", [3, 5, 100])
+def test_kept_tokens_get_their_positions_in_chunks_of_any_size(chunk):
+    """Two images of 2 x 3 and 4 x 2 tokens, of which three and two stay."""
+    model, grids, kept = Pruned(), [(1, 4, 6), (1, 8, 4)], [[0, 2, 4], [3, 6]]
+    whole = [7, 4, *[3] * 6, 5, 8, 4, *[3] * 8, 5, 9, 9]
+    stays = torch.ones(len(whole), dtype=torch.bool)
+    stays[2:8], stays[11:19] = False, False
+    stays[[2 + slot for slot in kept[0]] + [11 + slot for slot in kept[1]]] = True
+    full, _ = Counting().get_mrope_input_positions(
+        whole, [Feature(Place(2, 6), _grid(grids[0])), Feature(Place(11, 8), _grid(grids[1]))]
+    )
+    expected = full[:, stays]
+    tokens = [token for token, stay in zip(whole, stays.tolist(), strict=True) if stay]
+    features = [Feature(Place(2, 3), _grid(grids[0])), Feature(Place(8, 2), _grid(grids[1]))]
+    positions, ahead = model.get_mrope_input_positions(tokens, features)
+    text = torch.tensor(tokens) != 3
+    assert torch.equal(positions[:, text], expected[:, text])
+    assert ahead == int(expected[:, -1].max()) + 1 - len(tokens)
+    rows = []
+    for (_, _, width), slots in zip(grids, kept, strict=True):
+        places = torch.tensor([[0, slot // (width // 2), slot % (width // 2)] for slot in slots])
+        rows.append(with_places(torch.randn(len(slots), 4), places))
+    for start in range(0, len(tokens), chunk):
+        inside = [
+            image[max(0, start - offset) : max(0, start + chunk - offset)]
+            for image, offset in zip(rows, (2, 8), strict=True)
+        ]
+        inside = [part for part in inside if len(part)]
+        plain, positions, ahead = model.recompute_mrope_positions(tokens, inside, positions, start)
+        assert [part.shape[1] for part in plain] == [4] * len(inside)
+    assert torch.equal(positions, expected)
+    assert ahead == int(expected[:, -1].max()) + 1 - len(tokens)
+
+
+def _grid(grid):
+    return {"image_grid_thw": SimpleNamespace(data=torch.tensor(grid))}
+
+
+def test_the_projector_is_copied_from_a_stream_of_weights():
+    source, copy = torch.nn.Linear(3, 2), ProjectorCopy(torch.nn.Linear(3, 2), "visual.merger.")
+    stream = [
+        ("model.visual.merger.weight", source.weight),
+        ("visual.merger.bias", source.bias),
+        ("other.bias", source.bias),
+    ]
+    assert list(copy.listening(iter(stream))) == stream
+    assert torch.equal(copy.projector.weight, source.weight) and torch.equal(copy.projector.bias, source.bias)
+    with pytest.raises(RefusedError, match=r"lacks visual\.merger\.bias"):
+        list(copy.listening(iter(stream[:1])))
+    with pytest.raises(RefusedError, match="weight is quantised"):
+        list(copy.listening(iter([("visual.merger.weight", torch.zeros(2, 3, dtype=torch.int8))])))
+
+
+def test_a_checkpoint_gets_the_names_of_the_hub(tmp_path):
+    from safetensors.torch import load_file
+
+    from zooprune.bundled import BUNDLED_FOLDER
+
+    write_for_vllm(BUNDLED_FOLDER, tmp_path / "once")
+    write_for_vllm(tmp_path / "once", tmp_path / "twice")
+    ours, once, twice = (
+        load_file(folder / "model.safetensors") for folder in (BUNDLED_FOLDER, tmp_path / "once", tmp_path / "twice")
+    )
+    assert set(once) == set(twice) != set(ours) and len(once) == len(ours)
+    assert "vision_tower.vision_model.embeddings.class_embedding" in once
+    assert (tmp_path / "once" / "tokenizer.json").exists()
