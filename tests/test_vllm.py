@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-pytestmark = pytest.mark.vllm
+# vLLM itself touches names that torch is giving up.
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 if pytest.importorskip("vllm", reason="needs vLLM: make test-vllm"):
     import vllm_models

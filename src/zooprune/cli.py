@@ -40,6 +40,8 @@ _out, _err = Console(), Console(stderr=True)
 #: The longest name of a method that a table shows on a line of its own.
 _LONGEST = 20
 
+#: The heading of the options that only 'bench serve' takes, and where a server answers unless told otherwise.
+_SERVE, _LOCAL = "With serve", "http://127.0.0.1:8000"
 _STAGES = ("encode", "score", "select", "assign", "prefill", "decode")
 #: What only pruning spends time on.
 _CHOOSING = ("score", "select", "assign")
@@ -413,18 +415,34 @@ def tune(
 @app.command()
 def bench(
     question: Annotated[
-        str | None, typer.Argument(help="sensitivity, selection, end-to-end or memory; all four when left out.")
+        str | None,
+        typer.Argument(help="sensitivity, selection, end-to-end or memory, all four when left out; or serve."),
     ] = None,
     shape: Annotated[str, typer.Option(help="Whose shapes, with random weights; 'small' takes minutes.")] = "small",
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    url: Annotated[str, typer.Option(help="Where a server answers.", rich_help_panel=_SERVE)] = _LOCAL,
+    model: Annotated[
+        str | None, typer.Option(help="Its name there; the first one when left out.", rich_help_panel=_SERVE)
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, help="Requests open at a time.", rich_help_panel=_SERVE)] = 16,
+    requests: Annotated[int, typer.Option(min=1, help="Requests in all.", rich_help_panel=_SERVE)] = 500,
+    distinct: Annotated[
+        int | None, typer.Option(min=1, help="How many of them differ; all when left out.", rich_help_panel=_SERVE)
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply at most.", rich_help_panel=_SERVE)] = 16,
+    plot: Annotated[Path | None, typer.Option(help="Draw all times in this HTML file.", rich_help_panel=_SERVE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Measure what choosing tokens costs and saves on this machine."""
+    """Measure what choosing tokens costs and saves on this machine, or how a server bears a load."""
     from zooprune.benching import QUESTIONS, measure
 
+    if question == "serve":
+        _bench_server(plot, as_json, url=url, model=model, clients=clients, requests=requests, distinct=distinct,
+                      max_tokens=max_tokens)  # fmt: skip
+        return
     if question is not None and question not in QUESTIONS:
-        raise ValueError(f"no question {question!r}; choose one of {', '.join(QUESTIONS)}")
+        raise ValueError(f"no question {question!r}; choose one of {', '.join(QUESTIONS)}, serve")
     from zooprune.benching.shapes import shape_of
     from zooprune.benching.table import table
     from zooprune.loading import find_device
@@ -440,6 +458,23 @@ def bench(
             _out.print(table(found[name], f"{name}, {shape}: {QUESTIONS[name]}"))
     if as_json:
         print(json.dumps(found))
+
+
+def _bench_server(plot: Path | None, as_json: bool, **load: Any) -> None:
+    from zooprune.benching import serving
+
+    if plot is not None:
+        _check_writable(plot, "--plot")
+    with _waiting(f"loading {load['url']}", quiet=as_json):
+        found = serving.load(**load)
+    if plot is not None:
+        serving.plot(found, plot)
+    if as_json:
+        print(json.dumps(found))
+        return
+    _out.print(serving.table(found))
+    for error in found["errors"]:
+        _say(f"error: {error}")
 
 
 def main() -> None:

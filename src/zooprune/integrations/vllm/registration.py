@@ -100,7 +100,7 @@ def _reason_against(vllm_config: Any) -> str | None:
     architecture = model.architecture
     if architecture not in MODELS:
         return f"{architecture} cannot be pruned in vLLM; it serves {', '.join(MODELS)}"
-    if multimodal is None or multimodal.language_model_only:
+    if multimodal is None or multimodal.get_limit_per_prompt("image") == 0:
         return "the server takes no images, so there is nothing to prune; leave the configuration out"
     if getattr(model.hf_config.vision_config, "model_type", "") == "pixtral":
         return "a LLaVA with a Pixtral tower cannot be pruned in vLLM; choose one with a CLIP or SigLIP tower"
