@@ -53,7 +53,8 @@ class Server:
     def __init__(self, folder: Path, keep: int | None, port: int) -> None:
         line = [
             str(Path(sys.executable).with_name("vllm")), "serve", str(folder),
-            "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", str(LONGEST), "--block-size", "32",
+            "--host", "127.0.0.1", "--port", str(port),
+            "--dtype", "float32", "--enforce-eager", "--max-model-len", str(LONGEST), "--block-size", "32",
             "--max-num-seqs", "16",
         ]  # fmt: skip
         if keep is not None:

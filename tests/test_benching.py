@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from test_cli import command  # noqa: F401
 from zooprune import ZooPrune, prune, sensitivity
-from zooprune.benching import QUESTIONS, end_to_end, measure, measuring, paper, shapes
+from zooprune.benching import QUESTIONS, end_to_end, measure, measuring, paper, serving, shapes
 from zooprune.benching.table import table
 from zooprune.cli import Console
 from zooprune.policy import Policy
@@ -136,3 +140,28 @@ def test_the_command_line_measures(command):  # noqa: F811
 def test_bad_questions_are_one_line(command, arguments, message):  # noqa: F811
     code, out, err = command("bench", *arguments)
     assert code == 2 and out == "" and message in err and err.count("\n") == 1
+
+
+def test_requests_are_mixed():
+    made = serving.make_requests(100)
+    assert [sum(one.kind == kind for one in made) for kind in ("image", "text", "broken")] == [70, 20, 10]
+    sizes = set()
+    for one in made:
+        shown = [part for part in one.content if part["type"] == "image_url"]
+        assert len(shown) == (one.kind != "text")
+        if one.kind == "image":
+            data = base64.b64decode(shown[0]["image_url"]["url"].partition(",")[2])
+            sizes.add(Image.open(io.BytesIO(data)).size)
+    assert len(sizes) == 6
+
+
+def test_percentiles_are_values_that_were_measured():
+    values = [float(number) for number in range(1, 101)]
+    assert [serving._percentile(values, percent) for percent in (50, 90, 99)] == [50, 90, 99]
+    assert serving._percentile([3.0], 99) == 3 and serving._percentile([], 50) is None
+
+
+def test_a_load_needs_a_client(command, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "openai", None)
+    code, out, err = command("bench", "serve")
+    assert code == 2 and out == "" and "pip install openai" in err and err.count("\n") == 1
