@@ -24,6 +24,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from PIL import Image
 from rich.console import Console
@@ -87,13 +88,12 @@ class Server:
         self._log.seek(0)
         return self._log.read()
 
-    def memory(self) -> int:
-        """Return the bytes that the server's processes hold."""
-        children = subprocess.run(
-            ["ps", "-o", "rss=", "--pid", str(self._process.pid), "--ppid", str(self._process.pid)],
-            capture_output=True, text=True, check=True,
-        ).stdout.split()  # fmt: skip
-        return 1024 * sum(map(int, children))
+    def used(self) -> tuple[int, float]:
+        """Return the bytes that the server's processes hold, and the seconds of processor time they have taken."""
+        root = psutil.Process(self._process.pid)
+        processes = [root, *root.children(recursive=True)]
+        times = [process.cpu_times() for process in processes]
+        return sum(process.memory_info().rss for process in processes), sum(each.user + each.system for each in times)
 
     def open_requests(self) -> float:
         with urllib.request.urlopen(f"{self.url}/metrics") as answer:
@@ -133,6 +133,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--keeps", type=int, nargs="*", default=[192, 64])
+    parser.add_argument(
+        "--compared", type=int, help="how many of the requests transformers answers, too; all if left out"
+    )
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -140,33 +143,31 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_for_vllm(BUNDLED_FOLDER, Path(folder))
         for keep in (None, *arguments.keeps):
-            answers = expected(requests, keep)
+            answers = expected(requests[: arguments.compared], keep)
             ask: dict[str, Any] = {"model": None, "clients": arguments.clients, "max_tokens": MAX_TOKENS}
             with Server(Path(folder), keep, arguments.port) as server:
                 # What is compiled or filled at first use is none of the load's business.
                 serving.load(server.url, requests=20, distinct=None, **ask)
-                before = server.memory()
+                memory, seconds = server.used()
                 found = serving.load(server.url, requests=arguments.requests, distinct=None, **ask)
                 # A client that is done may be ahead of the server's own books.
                 time.sleep(1)
-                after, still_open, log = server.memory(), server.open_requests(), server.log
-            wrong = [
-                one["number"]
-                for one in found["outcomes"]
-                if one["kind"] != "broken" and one["text"].strip() != answers[one["number"]]
-            ]
+                (memory_after, seconds_after), still_open, log = server.used(), server.open_requests(), server.log
+            compared = [one for one in found["outcomes"] if one["number"] in answers]
+            wrong = [one["number"] for one in compared if one["text"].strip() != answers[one["number"]]]
             fits = re.search(r"KV cache size: .*", log)
             Console(width=100).print(serving.table(found))
             statuses = sorted({one["status"] for one in found["outcomes"] if one["kind"] == "broken"})
             row = {name: value for name, value in found.items() if name not in ("outcomes", "environment")} | {
                 "keep": keep, "wrong": len(wrong), "broken_statuses": statuses, "still_open": still_open,
-                "memory_before": before, "memory_after": after, "kv_cache": fits.group() if fits else None,
+                "memory_before": memory, "memory_after": memory_after, "cpu_seconds": seconds_after - seconds,
+                "compared": len(compared), "load_average": os.getloadavg(), "kv_cache": fits.group() if fits else None,
             }  # fmt: skip
             rows.append(row)
             print(
-                f"{keep or 'all'} tokens: {len(answers) - len(wrong)} of {len(answers)} answers as with transformers, "
+                f"{keep or 'all'} tokens: {len(compared) - len(wrong)} of {len(compared)} answers as with transformers, "
                 f"broken ones got {statuses}, {still_open:.0f} requests left open, memory grew by "
-                f"{(after - before) / 2**20:.0f} MiB; {row['kv_cache']}",
+                f"{(memory_after - memory) / 2**20:.0f} MiB, {row['cpu_seconds']:.1f} s of processor time; {row['kv_cache']}",
                 flush=True,
             )
     print(write("vllm_serving", {"rows": rows}))
