@@ -164,12 +164,10 @@ def main() -> None:
                 "compared": len(compared), "load_average": os.getloadavg(), "kv_cache": fits.group() if fits else None,
             }  # fmt: skip
             rows.append(row)
-            print(
-                f"{keep or 'all'} tokens: {len(compared) - len(wrong)} of {len(compared)} answers as with transformers, "
-                f"broken ones got {statuses}, {still_open:.0f} requests left open, memory grew by "
-                f"{(memory_after - memory) / 2**20:.0f} MiB, {row['cpu_seconds']:.1f} s of processor time; {row['kv_cache']}",
-                flush=True,
-            )
+            right, grown = len(compared) - len(wrong), (memory_after - memory) / 2**20
+            print(f"{keep or 'all'} tokens: {right} of {len(compared)} answers as with transformers,")
+            print(f"  broken ones got {statuses}, {still_open:.0f} requests left open, memory grew by {grown:.0f} MiB,")
+            print(f"  {row['cpu_seconds']:.1f} s of processor time; {row['kv_cache']}", flush=True)
     print(write("vllm_serving", {"rows": rows}))
 
 
