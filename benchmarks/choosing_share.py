@@ -3,8 +3,8 @@
     python benchmarks/choosing_share.py [--shapes small llava-1.5-7b llava-next-7b qwen2.5-vl-7b] [--device cpu]
     python benchmarks/choosing_share.py --print     # the table of the newest file
 
-Weights are random. One layer of the language model reads the whole prompt, in bfloat16, and counts as often as the model
-has layers; its head and the vision tower are left out, which makes the share larger. ZOO-Prune chooses.
+Weights are random. One layer of the language model reads the whole prompt, in bfloat16, and counts as often as the
+model has layers; its head and the vision tower are left out, which makes the share larger. ZOO-Prune chooses.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import Tensor
 from vllm.distributed import get_tp_group
 from vllm.logger import init_logger
 
+from zooprune.averaging import averages
 from zooprune.budgeting import spend
 from zooprune.families.tiling import grid_positions
 from zooprune.integrations.vllm.configuration import KEY, Pruning, RefusedError
@@ -19,7 +20,7 @@ from zooprune.precision import all_finite
 from zooprune.sensitivity.weight_cache import unchanged
 from zooprune.standing_in import stand_in
 from zooprune.tokens import VisualTokens
-from zooprune.visuals import Visual, means
+from zooprune.visuals import Visual
 
 logger = init_logger(__name__)
 
@@ -122,7 +123,7 @@ class Chooser:
             places = visual.places.to(rows.device)
             kept = places[selection.index.to(rows.device)]
             # Rows for deeper layers become the mean of those that the same token holds.
-            merged = means(rows[places], selection.into, len(selection))
+            merged = averages(rows[places], selection.into, len(selection))
             merged[:, : embeddings.shape[1]] = selection.merged.float()
             rows = rows.clone()
             rows[kept] = merged.to(rows.dtype)

@@ -173,12 +173,12 @@ def reason_against(name: str) -> str | None:
 def _method_reason(pruner: Pruner) -> str | None:
     if pruner.query_aware:
         return "it reads the question, which vLLM's encoder never sees"
-    if not pruner.exact:
+    if not pruner.is_exact():
         return "it does not keep an exact number of tokens, which vLLM has to know before it encodes"
     if pruner.trained or pruner.where != "before the language model":
         return "it is not a training-free choice before the language model"
-    if pruner.needs:
-        return f"it reads {pruner.needs[0]}, which the fused attention of vLLM's towers does not give"
+    if pruner.reads():
+        return f"it reads {pruner.reads()[0]}, which the fused attention of vLLM's towers does not give"
     return None
 
 
