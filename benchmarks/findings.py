@@ -24,9 +24,9 @@ from torch import Tensor
 
 from environment import write
 from zooprune import ZooPrune, load_bundled, prune, sensitivity
-from zooprune.data.examples import bundled_examples
+from zooprune.data.examples import bundled_examples, fingerprint
 from zooprune.evaluation.metrics import arrange, compare, summarise
-from zooprune.evaluation.runner import Results, Setting, Subject, evaluate, fingerprint
+from zooprune.evaluation.runner import Results, Setting, Subject, evaluate
 from zooprune.policy import Policy
 from zooprune.pruners.registry import register
 from zooprune.tokens import VisualTokens

@@ -22,8 +22,8 @@ from dropped import figures, read
 from environment import write
 from tables import newest, percent, show, span
 from zooprune import list_pruners, load_bundled
-from zooprune.data.examples import bundled_examples
-from zooprune.evaluation.runner import Results, Setting, Subject, evaluate, fingerprint
+from zooprune.data.examples import bundled_examples, fingerprint
+from zooprune.evaluation.runner import Results, Setting, Subject, evaluate
 from zooprune.policy import Policy
 from zooprune.pruners import UNPRUNED, pruner_class
 

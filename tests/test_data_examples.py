@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from zooprune.data.examples import bundled_examples, load_examples
-from zooprune.evaluation.runner import fingerprint
+from zooprune.data.examples import bundled_examples, fingerprint, load_examples
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from conftest import clip_llama, make_processor
 from zooprune import prune
-from zooprune.data.examples import Example, Region
+from zooprune.data.examples import Example, Region, fingerprint
 from zooprune.encoding import remembering_encodings
-from zooprune.evaluation.runner import Results, Setting, Subject, evaluate, fingerprint, grid
+from zooprune.evaluation.runner import Results, Setting, Subject, evaluate, grid
 from zooprune.policy import Policy
 from zooprune.pruners import ZooPrune
 

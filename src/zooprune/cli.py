@@ -243,7 +243,7 @@ def evaluate(
     asked = {"positions": positions, "scope": scope, "newlines": newlines, "dropped": dropped}
     policies = _policies({name: values for name, values in asked.items() if values})
     with _waiting("loading torch and transformers", quiet=as_json):
-        from zooprune.data.examples import load_examples
+        from zooprune.data.examples import fingerprint, load_examples
         from zooprune.evaluation import runner
         from zooprune.evaluation.publish import draw_cases, publish
         from zooprune.families import find_family
@@ -265,7 +265,7 @@ def evaluate(
     configuration = {
         "model": names,
         "data": data,
-        "questions": runner.fingerprint(examples),
+        "questions": fingerprint(examples),
         "weights": {name: model_version(name) for name in names},
         "settings": {name: [one.described for one in mine] for name, mine in settings.items()},
         "batch": batch,

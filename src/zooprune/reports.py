@@ -35,6 +35,16 @@ class ImageReport:
     modality: Modality = "image"
     separators: tuple[int, int] = (0, 0)
 
+    @property
+    def kept(self) -> int:
+        """Tokens that stayed, separators included."""
+        return len(self.selection) + self.separators[0]
+
+    @property
+    def total(self) -> int:
+        """Tokens there were, separators included."""
+        return self.selection.total + self.separators[1]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -55,12 +65,17 @@ class Report:
     @property
     def kept(self) -> int:
         """Visual tokens that reached the language model, separators included, over the batch."""
-        return sum(len(image.selection) + image.separators[0] for image in self.images)
+        return sum(image.kept for image in self.images)
 
     @property
     def total(self) -> int:
         """Visual tokens there were, separators included, over the batch."""
-        return sum(image.selection.total + image.separators[1] for image in self.images)
+        return sum(image.total for image in self.images)
+
+    def in_row(self, row: int) -> tuple[int, int]:
+        """Return the visual tokens of one row of the batch: those kept, and all, separators included."""
+        images = [image for image in self.images if image.row == row]
+        return sum(image.kept for image in images), sum(image.total for image in images)
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -169,6 +169,15 @@ def load_examples(
     if not examples:
         raise ValueError(f"{source} holds no question" + (f" of the tasks {', '.join(tasks)}" if tasks else ""))
     return examples
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """Return a digest of questions, answers and images, which tells whether a resumed run has the same ones."""
+    told = [
+        [example.id, example.task, example.question, example.answers, example.scenes, example.versions]
+        for example in examples
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def _check_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> None:

@@ -25,11 +25,11 @@ try:
 except ImportError:
     raise ImportError("scipy is needed to calibrate; run: pip install 'zooprune[data]'") from None
 
-from zooprune.data.examples import Example
+from zooprune.data.examples import Example, fingerprint
 from zooprune.encoding import remembering_encodings
 from zooprune.evaluation.intervals import clusters
 from zooprune.evaluation.metrics import normalise
-from zooprune.evaluation.runner import Setting, Subject, fingerprint
+from zooprune.evaluation.runner import Setting, Subject
 from zooprune.plan import Plan
 from zooprune.policy import Policy
 from zooprune.sensitivity.weight_cache import held

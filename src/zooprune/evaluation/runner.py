@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from zooprune.answering import Answered, answer
 from zooprune.costs import kv_cache_bytes, prefill_flops
 from zooprune.data.examples import Example
 from zooprune.encoding import remembering_encodings
-from zooprune.environment import describe
 from zooprune.evaluation.evidence import kept_regions
 from zooprune.evaluation.metrics import budget, is_right
-from zooprune.files import write_text
 from zooprune.policy import Policy
 from zooprune.projectors import Sensitivity
 from zooprune.prompting import build_inputs, check_question
 from zooprune.pruners import UNPRUNED, Pruner, get_pruner
+from zooprune.run_folder import RunFolder
 from zooprune.sensitivity.weight_cache import held
 from zooprune.signals import tower_signals
 
@@ -153,8 +148,7 @@ class Subject:
         rows = []
         for number, (example, reply, length) in enumerate(zip(examples, answered.texts, lengths, strict=True)):
             images = [image for image in report.images if image.row == number]
-            total = sum(image.selection.total + image.separators[1] for image in images)
-            kept = sum(len(image.selection) + image.separators[0] for image in images)
+            kept, total = report.in_row(number)
             prompt = length - (total - kept)
             rows.append(
                 {
@@ -195,7 +189,7 @@ class Subject:
         )
 
 
-class Results:
+class Results(RunFolder):
     """The folder of a run: ``run.json`` and a line per reply in ``results.jsonl``.
 
     Parameters
@@ -214,22 +208,10 @@ class Results:
     """
 
     def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
-        self.folder, self._file = folder, folder / "results.jsonl"
-        if folder.is_file():
-            raise ValueError(f"{folder} is a file; choose a folder with --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / ".lock", timeout=0)
-        with ExitStack() as undo:
-            try:
-                undo.enter_context(self._lock)
-            except Timeout:
-                raise ValueError(
-                    f"another run writes to {folder}; wait for it or choose another folder with --out"
-                ) from None
-            self.description = self._describe({"configuration": configuration, "environment": describe()})
-            self.rows: list[Row] = self._read()
-            self._done = {_key(row) for row in self.rows}
-            undo.pop_all()
+        super().__init__(folder, configuration)
+        self._file = folder / "results.jsonl"
+        self.rows: list[Row] = self._read()
+        self._done = {_key(row) for row in self.rows}
 
     def missing(self, model: str, setting: Setting, examples: Sequence[Example]) -> bool:
         """Return whether any of these questions has no row yet."""
@@ -244,28 +226,6 @@ class Results:
             os.fsync(file.fileno())
         self.rows += fresh
         self._done.update(map(_key, fresh))
-
-    def _describe(self, current: dict[str, Any]) -> dict[str, Any]:
-        path = self.folder / "run.json"
-        if not path.exists():
-            write_text(path, json.dumps(current, indent=1) + "\n")
-            return current
-        try:
-            there: dict[str, Any] = json.loads(path.read_text())
-            pairs = [
-                (run["configuration"], run["environment"]["versions"], {"commit": run["environment"]["commit"]})
-                for run in (there, current)
-            ]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f"{path} is damaged; choose another folder with --out") from None
-        for old, new in zip(*pairs, strict=True):
-            # As text, because 1 == 1.0 and [1] == (1,).
-            changed = sorted(name for name in {*old, *new} if json.dumps(old.get(name)) != json.dumps(new.get(name)))
-            if changed:
-                raise ValueError(
-                    f"{self.folder} holds a run with other {', '.join(changed)}; choose another folder with --out"
-                )
-        return there
 
     def _read(self) -> list[Row]:
         if not self._file.exists():
@@ -308,15 +268,6 @@ def _key(row: Row) -> tuple[Any, ...]:
 def setting_key(row: Row) -> tuple[str, str, int | None]:
     """Return the `Setting.key` of a row."""
     return row["method"], budget(row["keep"]), row["seed"]
-
-
-def fingerprint(examples: Iterable[Example]) -> str:
-    """Return a digest of questions, answers and images, which tells whether a run goes on with the same ones."""
-    told = [
-        [example.id, example.task, example.question, example.answers, example.scenes, example.versions]
-        for example in examples
-    ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def evaluate(
