@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import tracemalloc
 
 import datasets
@@ -274,3 +275,42 @@ def test_unknown_names(monkeypatch):
         load_examples("bundled", tasks=["counting"])
     with pytest.raises(ValueError, match="cannot load the data set 'nobody/nothing'"):
         load_examples("nobody/nothing:test")
+
+
+def test_images_that_are_missing_may_wait_for_their_turn(folder):
+    rows = [
+        {"image": "images/red.png", "question": "?"},
+        {"image": "images/none.png", "question": "?"},
+        {"question": "?"},
+        {"images": ["images/blue.png", 7], "question": "?"},
+    ]
+    path = folder / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    examples = load_examples(path, check_images=False)
+    assert [example.names for example in examples] == [
+        ("images/red.png",), ("images/none.png",), (None,), ("images/blue.png", None),
+    ]  # fmt: skip
+    assert examples[0].images[0]().getpixel((0, 0)) == RED
+    for number, message in ((1, "row 2: the image images/none.png does not exist"), (2, "row 3: an image must be")):
+        with pytest.raises(ValueError, match=message):
+            examples[number].images[0]()
+    with pytest.raises(ValueError, match=r"row 2: the image images/none.png does not exist"):
+        load_examples(path)
+    rows = [{"image": "images/red.png", "images": ["images/red.png"], "question": "?"}]
+    path.write_text(json.dumps(rows[0]))
+    with pytest.raises(ValueError, match="give either image or images"):
+        load_examples(path, check_images=False)
+
+
+def test_examples_can_be_sent_to_another_process(folder):
+    """A cluster's workers read the images themselves, whatever they are stored in."""
+    pictures = [{"bytes": encoded(colour), "path": f"{number}.png"} for number, colour in enumerate((RED, BLUE))]
+    pq.write_table(pa.table({"image": pictures, "question": ["?"] * 2}), folder / "mine.parquet")
+    (folder / "set").mkdir()
+    pq.write_table(pa.table({"image": pictures, "question": ["?"] * 2}), folder / "set" / "mine.parquet")
+    for source in (folder / "mine.parquet", folder / "set", write(folder, {}, {"image": "images/blue.png"})):
+        examples = load_examples(source)
+        sent = pickle.loads(pickle.dumps(examples))
+        assert colours(sent) == colours(examples) == [[RED], [BLUE]]
+        assert [example.names for example in sent] == [example.names for example in examples]
+    assert load_examples(folder / "mine.parquet")[1].names == ("1.png",)

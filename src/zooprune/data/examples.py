@@ -9,10 +9,10 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -66,6 +66,8 @@ class Example:
         depends on no other question.
     versions : tuple of str
         Of each image, what changes when the image does: a digest, or the size and the time of change of its file.
+    names : tuple of str or None
+        What the data calls each image: its path, mostly; None where it has no name.
     """
 
     id: str
@@ -76,6 +78,7 @@ class Example:
     evidence: tuple[Region, ...] = ()
     scenes: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
+    names: tuple[str | None, ...] = ()
 
 
 def bundled_examples(tasks: Sequence[str] | None = None, limit: int | None = None) -> list[Example]:
@@ -111,6 +114,7 @@ def bundled_examples(tasks: Sequence[str] | None = None, limit: int | None = Non
             ),
             tuple(f"scene {scene}" for scene in item.scenes),
             tuple(versions[scene] for scene in item.scenes),
+            tuple(f"scene {scene}" for scene in item.scenes),
         )
         for item in load_benchmark()
         if tasks is None or item.task in tasks
@@ -124,6 +128,7 @@ def load_examples(
     question: str | None = None,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
+    check_images: bool = True,
 ) -> list[Example]:
     """Load questions.
 
@@ -143,6 +148,8 @@ def load_examples(
         Only these tasks.
     limit : int, optional
         Only that many, the first ones.
+    check_images : bool
+        Whether an image that is not there is an error now. If not, it is one when the image is loaded.
 
     Raises
     ------
@@ -164,7 +171,9 @@ def load_examples(
             if images_only
             else f"{source} brings its own questions; leave out --question"
         )
-    found = _image_folder(path, str(question)) if images_only else _examples(_rows(str(source), path))
+    found = (
+        _image_folder(path, str(question)) if images_only else _examples(_rows(str(source), path), _Seen(check_images))
+    )
     examples = list(islice((example for example in found if tasks is None or example.task in tasks), limit))
     if not examples:
         raise ValueError(f"{source} holds no question" + (f" of the tasks {', '.join(tasks)}" if tasks else ""))
@@ -241,12 +250,17 @@ class _Parquet:
     BATCH = 16
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._file = _package("pyarrow.parquet").ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
         sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
         self._firsts = [sum(sizes[:group]) for group in range(len(sizes))]
         self._column, self._first = "", 0
         self._batch: Any = ()
         self._batches: Iterator[Any] = iter(())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens the file itself, once for all rows that it is sent.
+        return _opened, (self.path, _version(self.path))
 
     def rows(self) -> Iterator[Mapping[str, Any]]:
         """Yield all rows."""
@@ -255,6 +269,12 @@ class _Parquet:
 
     def encoded(self, number: int, column: str, place: int) -> bytes:
         """Return the encoded image of row `number`, from 0; quick for rows one after the other."""
+        try:
+            return self._encoded(number, column, place)
+        except _broken() as error:
+            raise _refused(self.path, error) from None
+
+    def _encoded(self, number: int, column: str, place: int) -> bytes:
         if column != self._column or number < self._first:
             self._start(number, column)
         while number >= self._first + len(self._batch):
@@ -271,24 +291,31 @@ class _Parquet:
         self._batches = self._file.iter_batches(batch_size=self.BATCH, row_groups=list(groups), columns=[column])
 
 
+@lru_cache(maxsize=4)
+def _opened(path: Path, version: str) -> _Parquet:
+    """Open a file for rows that were read elsewhere; `version` tells a file from a later one of the same name."""
+    try:
+        return _Parquet(path)
+    except _broken() as error:
+        raise _refused(path, error) from None
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    return OSError, StopIteration, _package("pyarrow").ArrowInvalid
+
+
+def _refused(path: Path, error: Exception) -> ValueError:
+    reason = (str(error).strip() or "it ends too soon").splitlines()[0]
+    return ValueError(f"{path} is not a Parquet file that can be read ({reason})")
+
+
 def _parquet(path: Path) -> Iterator[_Row]:
-    broken = (OSError, _package("pyarrow").ArrowInvalid)
-
-    def refused(error: Exception) -> ValueError:
-        return ValueError(f"{path} is not a Parquet file that can be read ({str(error).splitlines()[0]})")
-
-    def encoded(number: int, column: str, place: int) -> bytes:
-        try:
-            return file.encoded(number, column, place)
-        except (*broken, StopIteration) as error:
-            raise refused(error) from None
-
     try:
         file = _Parquet(path)
         for number, row in enumerate(file.rows()):
-            yield _Row(row, f"{path}, row {number + 1}", path.parent, partial(encoded, number))
-    except broken as error:
-        raise refused(error) from None
+            yield _Row(row, f"{path}, row {number + 1}", path.parent, partial(file.encoded, number))
+    except _broken() as error:
+        raise _refused(path, error) from None
 
 
 def _is_saved(path: Path) -> bool:
@@ -325,14 +352,16 @@ def _dataset(source: str) -> Iterator[_Row]:
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             loaded = loaded.cast_column(column, datasets.List(datasets.Image(decode=False)))
 
-    def encoded(number: int, column: str, place: int) -> bytes:
-        value = loaded[number][column]
-        found: bytes = (value[place] if isinstance(value, list) else value)["bytes"]
-        return found
-
     return (
-        _Row(row, f"{source}, row {number + 1}", folder, partial(encoded, number)) for number, row in enumerate(loaded)
+        _Row(row, f"{source}, row {number + 1}", folder, partial(_stored, loaded, number))
+        for number, row in enumerate(loaded)
     )
+
+
+def _stored(loaded: Any, number: int, column: str, place: int) -> bytes:
+    value = loaded[number][column]
+    found: bytes = (value[place] if isinstance(value, list) else value)["bytes"]
+    return found
 
 
 def _package(name: str) -> Any:
@@ -351,7 +380,7 @@ def _image_folder(path: Path, question: str) -> Iterator[Example]:
     return (
         Example(
             file.name, "questions", (partial(load_image, file),), question,
-            scenes=(file.name,), versions=(_version(file),),
+            scenes=(file.name,), versions=(_version(file),), names=(file.name,),
         )
         for file in files
     )  # fmt: skip
@@ -367,14 +396,14 @@ def _version(file: Path) -> str:
 class _Seen:
     """What the rows so far had, to hold later ones to it."""
 
+    check_images: bool
     ids: dict[str, str] = field(default_factory=dict)
     #: By column: the first row, and whether it has the column.
     given: dict[str, tuple[str, bool]] = field(default_factory=dict)
     ignored: set[str] = field(default_factory=set)
 
 
-def _examples(rows: Iterator[_Row]) -> Iterator[Example]:
-    seen = _Seen()
+def _examples(rows: Iterator[_Row], seen: _Seen) -> Iterator[Example]:
     for row in rows:
         yield _example(row, seen)
 
@@ -388,12 +417,13 @@ def _example(row: _Row, seen: _Seen) -> Example:
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"{where}: no question; give it as text")
     single, several = values.get("image"), values.get("images")
-    if (single is None) == (several is None):
+    nothing = single is None and several is None
+    if (nothing and seen.check_images) or (single is not None and several is not None):
         raise ValueError(f"{where}: give either image or images")
     column, shown = ("image", [single]) if several is None else ("images", several)
     if not isinstance(shown, Sequence) or isinstance(shown, (str, bytes)) or not shown:
         raise ValueError(f"{where}: images must be a list of at least one image")
-    pictures = [_image(each, row, column, place) for place, each in enumerate(shown)]
+    pictures = [_image(each, row, column, place, seen.check_images) for place, each in enumerate(shown)]
     answers = values.get("answers")
     answers = [] if answers is None else [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, Sequence) or not all(isinstance(answer, str) for answer in answers):
@@ -410,15 +440,16 @@ def _example(row: _Row, seen: _Seen) -> Example:
     if name in seen.ids:
         raise ValueError(f"{where}: the id {name!r} is that of {seen.ids[name]} too; give every row its own")
     seen.ids[name] = where
-    scenes = tuple(dict.fromkeys(scene for _, scene, _ in pictures)) if cluster is None else (f"cluster {cluster}",)
+    scenes = tuple(dict.fromkeys(each.scene for each in pictures)) if cluster is None else (f"cluster {cluster}",)
     return Example(
         name,
         _text(values, "task", where) or "questions",
-        tuple(load for load, _, _ in pictures),
+        tuple(each.load for each in pictures),
         question,
         tuple(answers),
         scenes=scenes,
-        versions=tuple(version for _, _, version in pictures),
+        versions=tuple(each.version for each in pictures),
+        names=tuple(each.name for each in pictures),
     )
 
 
@@ -447,20 +478,44 @@ def _text(values: Mapping[str, Any], name: str, where: str) -> str | None:
     return str(value)
 
 
-def _image(given: Any, row: _Row, column: str, place: int) -> tuple[LoadImage, str, str]:
-    """Return what loads an image, what tells it from other images, and what changes when it does."""
+class _Picture(NamedTuple):
+    """What loads an image, what tells it from other images, what changes when it does, and what it is called."""
+
+    load: LoadImage
+    scene: str
+    version: str
+    name: str | None
+
+
+def _image(given: Any, row: _Row, column: str, place: int, check: bool) -> _Picture:
+    try:
+        return _found(given, row, column, place)
+    except (ValueError, OSError) as error:
+        if check:
+            raise
+        path = given.get("path") if isinstance(given, Mapping) else given
+        name = path if isinstance(path, str) else None
+        return _Picture(partial(_missing, str(error)), f"{row.where}, image {place + 1}", "missing", name)
+
+
+def _missing(why: str) -> Image.Image:
+    raise ValueError(why)
+
+
+def _found(given: Any, row: _Row, column: str, place: int) -> _Picture:
     where = row.where
     if isinstance(given, Mapping) and isinstance(given.get("bytes"), bytes):
         assert row.encoded is not None, "only data that can be read again holds bytes"
         digest = hashlib.sha256(given["bytes"]).hexdigest()[:16]
-        return partial(_decoded, partial(row.encoded, column, place), f"the image of {where}"), digest, digest
+        load = partial(_decoded, partial(row.encoded, column, place), f"the image of {where}")
+        return _Picture(load, digest, digest, given.get("path"))
     path = given.get("path") if isinstance(given, Mapping) else given
     if not isinstance(path, str) or not path:
         raise ValueError(f"{where}: an image must be a path or the bytes of an image file")
     file = row.folder / path
     if not file.is_file():
         raise ValueError(f"{where}: the image {path} does not exist; give paths relative to {row.folder}")
-    return partial(load_image, file), str(file.resolve()), _version(file)
+    return _Picture(partial(load_image, file), str(file.resolve()), _version(file), path)
 
 
 def _decoded(encoded: Callable[[], bytes], name: str) -> Image.Image:
