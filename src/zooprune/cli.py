@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from zooprune.asking import Answer, Comparison
+    from zooprune.batching import Progress
     from zooprune.catalogue import Entry
     from zooprune.evaluation.gallery import Gallery
     from zooprune.evaluation.report import Table as Figures
@@ -39,6 +43,7 @@ app = typer.Typer(
 _out, _err = Console(), Console(stderr=True)
 #: The longest name of a method that a table shows on a line of its own.
 _LONGEST = 20
+_SECONDS_BETWEEN_LINES = 30
 
 #: The heading of the options that only 'bench serve' takes, and where a server answers unless told otherwise.
 _SERVE, _LOCAL = "With serve", "http://127.0.0.1:8000"
@@ -412,6 +417,72 @@ def tune(
     _say(f"{out}: the best of {trials} trials on {len(examples)} questions", soft_wrap=True)
 
 
+@app.command("batch")
+def answer_batch(
+    source: Annotated[
+        str, typer.Option("--input", help="A .jsonl or .parquet file, a folder, a data set, or 'bundled'.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the answers. An interrupted job in it is resumed.")],
+    question: Annotated[str | None, typer.Option(help="What to ask about the images of a folder.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
+    model: Annotated[str, typer.Option(help="'bundled', a folder with a checkpoint, or a hub id.")] = "bundled",
+    method: Annotated[str | None, typer.Option(help="How to choose tokens. Default: zoo.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Visual tokens to keep: a number, or a share such as 0.25. Default: 64.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for methods that draw random numbers.")] = None,
+    dropped: Annotated[
+        str | None, typer.Option(help="What becomes of dropped tokens: discard, mean, mass. Default: 'stand in'.")
+    ] = None,
+    positions: Annotated[str | None, typer.Option(help="Positions of kept tokens: auto, contiguous, original.")] = None,
+    scope: Annotated[str | None, typer.Option(help="What shares a budget: image, tile, prompt.")] = None,
+    newlines: Annotated[str | None, typer.Option(help="What becomes of row separators: drop, keep, rows.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Use a plan from 'zooprune calibrate' instead of options for pruning.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    shard: Annotated[int, typer.Option(min=1, help="Rows per output file.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply at most.")] = 64,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to work on: auto, ray://HOST:PORT, or local for this machine.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Copies of the model on the cluster.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line.")] = False,
+) -> None:
+    """Answer a whole data set into Parquet files, on this machine or a Ray cluster.
+
+    Exit code: 0 if all rows were answered, 1 if some failed (column 'error' says why), 2 if the job could not run.
+    """
+    budget = _parse_keep(keep or "64")
+    with _waiting("loading torch and transformers", quiet=as_json):
+        from zooprune.batching import answer_all
+    pruning = {"positions": positions, "scope": scope, "newlines": newlines, "dropped": dropped}
+    if plan is None:
+        given = {name: [value] for name, value in pruning.items() if value is not None}
+        (policy,) = _policies({"dropped": ["stand in"]} | given)
+        used = _plan(model, method or "zoo", budget, seed, policy)
+    else:
+        used = _load_plan(plan, [model], method, keep, seed, *pruning.values())
+    _quiet_libraries()
+    with _following() as follow:
+        end = answer_all(
+            source, output, used, question=question, limit=limit, batch=batch, shard=shard,
+            max_new_tokens=max_new_tokens, dtype=dtype, device=device, address=address, workers=workers,
+            progress=follow,
+        )  # fmt: skip
+    if as_json:
+        found = {"output": str(output), "rows": end.total, "failed": end.failed, "asked": end.asked}
+        print(json.dumps(found | {"seconds": end.seconds, "rows_per_second": end.rate}))
+    else:
+        rate = "" if end.rate is None else f", {end.rate:.2f} rows/s"
+        _say(f"this run: {end.asked:,} rows in {end.seconds:,.1f} s{rate}")
+        _say(f"{output}: {end.total:,} rows, {end.failed:,} failed", soft_wrap=True)
+    if end.failed:
+        raise typer.Exit(1)
+
+
 @app.command()
 def bench(
     question: Annotated[
@@ -581,6 +652,16 @@ def _policies(given: dict[str, list[str]]) -> list[Policy]:
     return policies
 
 
+def _plan(model: str, method: str, keep: int | float, seed: int | None, policy: Policy) -> Plan:
+    from zooprune.plan import Plan
+
+    try:
+        return Plan(model, method, keep, {} if seed is None else {"seed": seed}, policy)
+    except TypeError as error:
+        # The method does not draw.
+        raise ValueError(str(error)) from None
+
+
 def _as_setting(plan: Plan) -> Setting:
     from zooprune.evaluation.runner import Setting
 
@@ -593,6 +674,37 @@ def _progress() -> Any:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+@contextmanager
+def _following() -> Iterator[Callable[[Progress], None]]:
+    """Give what shows how far a batch job is: a bar, or a line now and then where standard error is a file."""
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    if not sys.stderr.isatty():
+        said = time.monotonic()
+
+        def say(progress: Progress) -> None:
+            nonlocal said
+            if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                _err.print(_text(_how_far(progress)), highlight=False, soft_wrap=True)
+
+        yield say
+        return
+    with Bar(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda progress: bar.update(
+            task, total=progress.total, completed=progress.done, description=_how_far(progress)
+        )
+
+
+def _how_far(progress: Progress) -> str:
+    told = f"{progress.done:,} of {progress.total:,} rows, {progress.failed:,} failed"
+    if progress.rate is not None and progress.left is not None:
+        told += f", {progress.rate:.2f} rows/s, {timedelta(seconds=round(progress.left))} left"
+    return told
 
 
 def _print_methods(entries: Sequence[Entry]) -> None:

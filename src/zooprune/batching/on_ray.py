@@ -1,0 +1,104 @@
+"""A batch job on a Ray cluster: Ray Data deals batches out to actors that each hold the model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from zooprune.batching.worker import Batch, Row, Worker
+
+
+def check_installed() -> None:
+    """Raise an ImportError that says what to install where Ray is missing."""
+    _import_ray()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ImportError("ray is needed to work on a cluster; run: pip install 'zooprune[ray]'") from None
+    return ray
+
+
+class _Actor:
+    """A worker of the cluster, which takes and gives what Ray Data can hold."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._worker = Worker(**settings)
+
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, list[str]]:
+        (sent,) = item["batch"]
+        rows = self._worker.answer(pickle.loads(sent))
+        return {"rows": [json.dumps({number: asdict(row) for number, row in rows.items()})]}
+
+
+def answers(
+    asking: Iterable[Batch], settings: Mapping[str, Any], address: str, workers: int | None
+) -> Generator[dict[int, Row]]:
+    """Yield the rows of each batch as they come, in any order.
+
+    Parameters
+    ----------
+    asking : iterable of Batch
+    settings : mapping
+        Arguments of `Worker`.
+    address : str
+        What `ray.init` takes; a program that is connected already stays so.
+    workers : int, optional
+        Actors; as many as the cluster has GPUs or, without any, nodes when left out.
+
+    Raises
+    ------
+    ValueError
+        If there is no cluster at this address, or an actor cannot start.
+    """
+    ray = _import_ray()
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(ray, address)
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        device = settings["device"]
+        gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+        if device.startswith("cuda") and not gpus:
+            raise ValueError("the cluster has no GPU; give --device cpu")
+        workers = workers or gpus or sum(node["Alive"] for node in ray.nodes())
+        # A block for every batch, so that whoever is free takes the next.
+        items = [{"batch": pickle.dumps(batch)} for batch in asking]
+        found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            _Actor,
+            fn_constructor_args=(settings,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
+            num_cpus=1,
+            num_gpus=1 if gpus else 0,
+        )
+        for item in found.iter_rows():
+            yield {int(number): Row(**row) for number, row in json.loads(item["rows"]).items()}
+    except ray.exceptions.RayTaskError as error:
+        # What a user can mend is a sentence; whatever else an actor raises keeps its traceback.
+        if isinstance(error.cause, (ValueError, ImportError, OSError)):
+            raise ValueError(f"a worker of the cluster stopped: {error.cause}") from error
+        raise
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"cannot reach a Ray cluster at {address!r} ({reason}); start one with 'ray start --head', or give "
+            "--address local"
+        ) from None
