@@ -116,10 +116,7 @@ class Worker:
         except Exception as error:
             failed = _sentence(error)
         # Outside of the except block, where the error no longer holds the tensors of the call.
-        if self._model.device.type == "cuda":
-            # Raises if the device itself is broken: then it is not the row's fault.
-            torch.cuda.synchronize(self._model.device)
-            torch.cuda.empty_cache()
+        _check_device(self._model.device)
         if len(images) == 1:
             return {number: _Reply(error=failed) for number in images}
         return {number: reply for one in images for number, reply in self._ask(batch, {one: images[one]}).items()}
@@ -142,6 +139,13 @@ class _Reply:
     kept: int | None = None
     total: int | None = None
     error: str | None = None
+
+
+def _check_device(device: torch.device) -> None:
+    """Raise if a GPU can do nothing any more, which is no row's fault; else free what the failed call held."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
 
 
 def _sentence(error: Exception) -> str:
