@@ -69,6 +69,23 @@ def test_chunks_end_inside_images_and_hits_begin_there(folders, name):
         alike(by_vllm(llm, asked), expected)
 
 
+def test_methods_that_read_the_question_get_it_from_the_request(folders):
+    """Given all of a prompt's text, they choose as in transformers, where they read all of it; other text, others."""
+    folder = folders("llava")
+    asked = [one for one in requests("<image>") if len(one.images) == 1]
+    expected = by_transformers(folder, asked, "cdpruner", keep=9, positions="contiguous")
+    with engine(folder, {"method": "cdpruner", "keep": 9}) as llm:
+        for one, reply in zip(asked, expected, strict=True):
+            question = one.text.replace("<image> ", "")
+            alike(by_vllm(llm, [one], zooprune={"question": question}), [reply])
+            alike(by_vllm(llm, [one], zooprune={"question": question}), [reply])
+        others = by_vllm(llm, asked, zooprune={"question": "w40 w41 w42"})
+        assert any(other.logprobs != reply.logprobs for other, reply in zip(others, expected, strict=True))
+        with pytest.raises(ValueError, match="reads the question"):
+            by_vllm(llm, asked[:1])
+        alike(by_vllm(llm, [Request("w11 w12 w13 w14")]), by_transformers(folder, [Request("w11 w12 w13 w14")]))
+
+
 def test_the_engine_lives_on_when_choosing_fails(folders, monkeypatch, caplog):
     from zooprune.integrations.vllm import choosing
 

@@ -11,7 +11,7 @@ import torch
 
 from zooprune import list_pruners
 from zooprune.integrations.vllm.checkpoint import write_for_vllm
-from zooprune.integrations.vllm.configuration import Pruning, RefusedError, reason_against, split_request
+from zooprune.integrations.vllm.configuration import Asked, Pruning, RefusedError, reason_against, split_request
 from zooprune.integrations.vllm.mrope import PrunedMRoPE, with_places, without_places
 from zooprune.integrations.vllm.projector import ProjectorCopy
 
@@ -42,7 +42,7 @@ def test_a_configuration_is_read_from_json_and_back():
         ({"method": "zoo", "keep": 64, "scope": "prompt"}, "every image by itself"),
         ({"method": "zoo", "keep": 64, "dropped": "stand in"}, 'takes no bias; give "mean"'),
         ({"method": "none", "keep": 64}, "leave the configuration out"),
-        ({"method": "cdpruner", "keep": 64}, "reads the question"),
+        ({"method": "anchorprune", "keep": 64}, "reads tower_attention"),
         ({"method": "visionzip", "keep": 64}, "reads tower_attention"),
         ({"method": "prumerge", "keep": 64, "options": {"native": True}}, "exact number"),
     ],
@@ -55,7 +55,7 @@ def test_what_cannot_be_done_is_one_sentence(given, message):
 
 def test_every_method_is_served_or_refused_with_a_reason():
     served = [name for name in list_pruners() if reason_against(name) is None]
-    assert {"zoo", "sensitivity", "diversity", "random"} <= set(served)
+    assert set(served) >= {"zoo", "sensitivity", "diversity", "random", "cdpruner", "catp", "eadp"}
     for name in served:
         Pruning(name, 64)
     for name in set(list_pruners()) - set(served):
@@ -68,11 +68,26 @@ def test_requests_may_ask_for_fewer_tokens():
     assert pruning.rows(100) == 50 and pruning.rows(100, 20) == 20 and pruning.rows(100, 0.25) == 25
     with pytest.raises(ValueError, match="at most 50"):
         pruning.rows(100, 51)
-    assert split_request({"zooprune": {"keep": 3}, "size": 1}) == (3, {"size": 1})
-    assert split_request({"size": 1}) == (None, {"size": 1})
+    assert split_request({"zooprune": {"keep": 3}, "size": 1}) == (Asked(3), {"size": 1})
+    assert split_request({"size": 1}) == (Asked(), {"size": 1})
     for wrong in (3, {}, {"keep": 3, "method": "zoo"}, {"keep": "3"}, {"keep": 0}, {"keep": True}):
         with pytest.raises(ValueError, match="keep"):
             split_request({"zooprune": wrong})
+
+
+def test_a_question_comes_along_where_it_is_read():
+    assert split_request({"zooprune": {"question": "Why?"}}) == (Asked(question="Why?"), {})
+    for wrong in (3, "  ", ["Why?"]):
+        with pytest.raises(ValueError, match="question must be a text"):
+            split_request({"zooprune": {"question": wrong}})
+    reading, blind = Pruning("cdpruner", 64), Pruning("zoo", 64)
+    assert reading.reads_question and not blind.reads_question
+    reading.check(Asked(question="Why?"))
+    blind.check(Asked(3))
+    with pytest.raises(ValueError, match="cdpruner reads the question"):
+        reading.check(Asked(3))
+    with pytest.raises(ValueError, match="zoo reads no question"):
+        blind.check(Asked(question="Why?"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

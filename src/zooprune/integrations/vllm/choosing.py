@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from zooprune.averaging import averages
 from zooprune.budgeting import spend
 from zooprune.families.tiling import grid_positions
 from zooprune.integrations.vllm.configuration import KEY, Pruning, RefusedError
+from zooprune.integrations.vllm.processing import Ask
 from zooprune.integrations.vllm.projector import ProjectorCopy
 from zooprune.precision import all_finite
 from zooprune.sensitivity.weight_cache import unchanged
@@ -47,15 +48,18 @@ class Chooser:
     ----------
     pruning : Pruning
     copy : ProjectorCopy
+    embed : callable
+        Gives the language model's embeddings of ids.
     """
 
-    def __init__(self, pruning: Pruning, copy: ProjectorCopy) -> None:
-        self.pruning, self.copy = pruning, copy
+    def __init__(self, pruning: Pruning, copy: ProjectorCopy, embed: Callable[[Tensor], Tensor]) -> None:
+        self.pruning, self.copy, self._embed = pruning, copy, embed
 
     @classmethod
-    def of(cls, vllm_config: Any, copy: ProjectorCopy) -> Chooser:
+    def of(cls, vllm_config: Any, model: Any, copy: ProjectorCopy) -> Chooser:
         """Return the chooser of a model that is being built."""
-        return cls(Pruning.read(getattr(vllm_config.model_config.hf_config, KEY)), copy)
+        pruning = Pruning.read(getattr(vllm_config.model_config.hf_config, KEY))
+        return cls(pruning, copy, model.language_model.embed_input_ids)
 
     def prove(self, width: int, text_width: int) -> None:
         """Choose once among made-up tokens, so that a method that cannot work here stops the server at its start.
@@ -76,7 +80,8 @@ class Chooser:
             torch.randn(16, size, generator=draw).to(weight.device, weight.dtype) for size in (width, text_width)
         )
         grid = grid_positions(4, 4, device=weight.device)
-        tokens = VisualTokens(features, embeddings, self.copy.projector, grid)
+        context = {"question": embeddings[:3]} if self.pruning.reads_question else {}
+        tokens = VisualTokens(features, embeddings, self.copy.projector, grid, context=context)
         try:
             self._choose(Visual.plain(tokens), embeddings, 4)
         except Exception as error:
@@ -84,7 +89,7 @@ class Chooser:
                 f"zooprune: method {self.pruning.method} does not work with this model: {error}"
             ) from error
 
-    def choose(self, visual: Visual, rows: Tensor, keep: int) -> Chosen:
+    def choose(self, visual: Visual, rows: Tensor, ask: Ask) -> Chosen:
         """Choose what stays of one image. Never raises, since vLLM would not survive it.
 
         Where choosing fails, which the log then tells, evenly spaced rows stay.
@@ -95,11 +100,15 @@ class Chooser:
         rows : Tensor, (visual.length, d)
             What the language model reads, separators and deeper layers included; of which the first columns are the
             embeddings.
-        keep : int
-            How many placeholders there are.
+        ask : Ask
         """
+        keep = ask.keep
         if keep >= len(rows):
             return Chosen(torch.arange(len(rows)), rows)
+        if ask.question is not None:
+            # Outside of what may fail, as ranks work it out together.
+            context = {"question": self._embed(ask.question.to(rows.device))}
+            visual = replace(visual, tokens=replace(visual.tokens, context=context))
         try:
             chosen = self._choose(visual, rows, keep)
         except Exception:
@@ -153,8 +162,6 @@ def at_once(vllm_config: Any, total: int) -> int:
     return max(1, vllm_config.scheduler_config.max_num_encoder_input_tokens // total)
 
 
-def parts(values: Any, sizes: Sequence[int], count: int) -> list[tuple[Any, list[int]]]:
-    """Return values, one for each image, in portions of at most `count`, each with its sizes."""
-    return [
-        (values[start : start + count], list(sizes[start : start + count])) for start in range(0, len(sizes), count)
-    ]
+def parts(values: Any, asks: Sequence[Ask], count: int) -> list[tuple[Any, Sequence[Ask]]]:
+    """Return values, one for each image, in portions of at most `count`, each with what is asked for them."""
+    return [(values[start : start + count], asks[start : start + count]) for start in range(0, len(asks), count)]

@@ -16,6 +16,8 @@ from zooprune.tokens import Budget
 KEY = "zooprune"
 #: Holds the same JSON where `--additional-config` cannot be given.
 VARIABLE = "ZOOPRUNE_VLLM"
+#: The signal that a request has to bring along, since vLLM's encoder never sees the prompt.
+QUESTION = "question"
 _EXAMPLE = '{"method": "zoo", "keep": 64}'
 
 
@@ -115,6 +117,21 @@ class Pruning:
         further += [f"{name}={value}" for name, value in self.policy.unusual.items()]
         return ", ".join([f"method {self.method}", f"{kept} tokens per image", *further])
 
+    @property
+    def reads_question(self) -> bool:
+        """Whether every request with images has to bring its question."""
+        return QUESTION in self.pruner(self.keep).needs
+
+    def check(self, asked: Asked) -> None:
+        """Raise a ValueError if a request brings no question where one is read, or one where none is."""
+        if self.reads_question and asked.question is None:
+            raise ValueError(
+                f"method {self.method} reads the question; give it as mm_processor_kwargs "
+                '{"zooprune": {"question": ...}}, too'
+            )
+        if asked.question is not None and not self.reads_question:
+            raise ValueError(f"method {self.method} reads no question; leave it out of mm_processor_kwargs")
+
     def rows(self, total: int, asked: int | float | None = None) -> int:
         """Return how many rows stay of an image.
 
@@ -139,8 +156,24 @@ class Pruning:
         return wanted
 
 
-def split_request(arguments: Mapping[str, Any]) -> tuple[int | float | None, dict[str, Any]]:
-    """Return the budget that a request asks for, if any, and the processor arguments that are not ours.
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks for.
+
+    Parameters
+    ----------
+    keep : int or float, optional
+        A smaller budget than the server's.
+    question : str, optional
+        What methods that look at the question are to read.
+    """
+
+    keep: int | float | None = None
+    question: str | None = None
+
+
+def split_request(arguments: Mapping[str, Any]) -> tuple[Asked, dict[str, Any]]:
+    """Return what a request asks of us, and the processor arguments that are not ours.
 
     Parameters
     ----------
@@ -150,16 +183,19 @@ def split_request(arguments: Mapping[str, Any]) -> tuple[int | float | None, dic
     Raises
     ------
     ValueError
-        If what is ours is not ``{"keep": ...}`` with a valid budget.
+        If what is ours is not valid.
     """
     rest = dict(arguments)
-    asked = rest.pop(KEY, None)
-    if asked is None:
-        return None, rest
-    if not isinstance(asked, Mapping) or set(asked) != {"keep"}:
-        raise ValueError('mm_processor_kwargs: zooprune takes {"keep": ...} and nothing else')
+    given = rest.pop(KEY, None)
+    if given is None:
+        return Asked(), rest
+    if not isinstance(given, Mapping) or not set(given) or not set(given) <= {"keep", "question"}:
+        raise ValueError('mm_processor_kwargs: zooprune takes {"keep": ..., "question": ...} and nothing else')
+    keep, question = given.get("keep"), given.get("question")
+    if question is not None and (not isinstance(question, str) or not question.strip()):
+        raise ValueError("mm_processor_kwargs: zooprune: question must be a text")
     try:
-        return Budget(asked["keep"]).keep, rest
+        return Asked(None if keep is None else Budget(keep).keep, question), rest
     except TypeError as error:
         raise ValueError(f"mm_processor_kwargs: zooprune: {error}") from None
 
@@ -171,14 +207,13 @@ def reason_against(name: str) -> str | None:
 
 
 def _method_reason(pruner: Pruner) -> str | None:
-    if pruner.query_aware:
-        return "it reads the question, which vLLM's encoder never sees"
     if not pruner.is_exact():
         return "it does not keep an exact number of tokens, which vLLM has to know before it encodes"
     if pruner.trained or pruner.where != "before the language model":
         return "it is not a training-free choice before the language model"
-    if pruner.reads():
-        return f"it reads {pruner.reads()[0]}, which the fused attention of vLLM's towers does not give"
+    of_tower = [name for name in pruner.reads() if name != QUESTION]
+    if of_tower:
+        return f"it reads {of_tower[0]}, which the fused attention of vLLM's towers does not give"
     return None
 
 

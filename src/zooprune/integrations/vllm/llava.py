@@ -17,7 +17,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from zooprune.families.llava import patch_grid
 from zooprune.integrations.vllm.choosing import Chooser, at_once, parts
-from zooprune.integrations.vllm.processing import ROWS, PrunedInfo, PrunedProcessor
+from zooprune.integrations.vllm.processing import PrunedInfo, PrunedProcessor, taken_asks
 from zooprune.integrations.vllm.projector import ProjectorCopy
 from zooprune.tokens import VisualTokens
 from zooprune.visuals import Visual
@@ -43,7 +43,7 @@ class PrunedLlava(LlavaForConditionalGeneration):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         copy = ProjectorCopy(LlavaMultiModalProjector(self.config), "multi_modal_projector.")
-        self.chooser = Chooser.of(vllm_config, copy)
+        self.chooser = Chooser.of(vllm_config, self, copy)
         vision = self.config.vision_config
         self._side = vision.image_size // vision.patch_size
         self._at_once = at_once(vllm_config, self._side**2)
@@ -56,16 +56,16 @@ class PrunedLlava(LlavaForConditionalGeneration):
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """Return the kept rows of each image."""
-        keeps = kwargs.pop(ROWS, None)
+        asks = taken_asks(kwargs)
         image_input = self._parse_and_validate_image_input(**kwargs)
         if image_input is None:
             return []
         found = []
-        for pixels, some in parts(image_input["pixel_values"], keeps, self._at_once):
+        for pixels, some in parts(image_input["pixel_values"], asks, self._at_once):
             features = self._image_pixels_to_features(self.vision_tower, pixels)
             embeddings = self.multi_modal_projector(features)
-            for x, z, keep in zip(features, embeddings, some, strict=True):
+            for x, z, ask in zip(features, embeddings, some, strict=True):
                 grid = patch_grid(len(z), self._side, self._side, device=z.device)
                 visual = Visual.plain(VisualTokens(x, z, self.chooser.copy.projector, grid))
-                found.append(self.chooser.choose(visual, z, int(keep)).rows)
+                found.append(self.chooser.choose(visual, z, ask).rows)
         return found

@@ -20,7 +20,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from zooprune.families.llava_next import unpacked
 from zooprune.families.tiling import grid_positions
 from zooprune.integrations.vllm.choosing import Chooser, at_once, parts
-from zooprune.integrations.vllm.processing import ROWS, PrunedInfo, PrunedProcessor
+from zooprune.integrations.vllm.processing import Ask, PrunedInfo, PrunedProcessor, taken_asks
 from zooprune.integrations.vllm.projector import ProjectorCopy
 from zooprune.tokens import VisualTokens
 
@@ -47,7 +47,7 @@ class PrunedLlavaNext(LlavaNextForConditionalGeneration):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         copy = ProjectorCopy(LlavaNextMultiModalProjector(self.config), "multi_modal_projector.")
-        self.chooser = Chooser.of(vllm_config, copy)
+        self.chooser = Chooser.of(vllm_config, self, copy)
         vision = self.config.vision_config
         self._side = vision.image_size // vision.patch_size
         tiles = 1 + max(
@@ -64,23 +64,23 @@ class PrunedLlavaNext(LlavaNextForConditionalGeneration):
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """Return the kept rows of each image."""
-        keeps = kwargs.pop(ROWS, None)
+        asks = taken_asks(kwargs)
         image_input = self._parse_and_validate_image_input(**kwargs)
         if image_input is None:
             return []
         images = list(zip(image_input["pixel_values"], image_input["image_sizes"], strict=True))
         found = []
-        for portion, some in parts(images, keeps, self._at_once):
+        for portion, some in parts(images, asks, self._at_once):
             counts = [len(tiles) for tiles, _ in portion]
             features = self._image_pixels_to_features(self.vision_tower, torch.cat([tiles for tiles, _ in portion]))
             embeddings = self.multi_modal_projector(features)
-            for x, z, (_, size), keep in zip(
+            for x, z, (_, size), ask in zip(
                 features.split(counts), embeddings.split(counts), portion, some, strict=True
             ):
-                found.append(self._kept(x, z, size, int(keep)))
+                found.append(self._kept(x, z, size, ask))
         return found
 
-    def _kept(self, features: Tensor, embeddings: Tensor, size: Tensor, keep: int) -> Tensor:
+    def _kept(self, features: Tensor, embeddings: Tensor, size: Tensor, ask: Ask) -> Tensor:
         """Return the kept rows of one image, given its tiles: (tiles, N, d) each."""
         rows = self._merge_image_patch_embeddings(size, embeddings, strategy="spatial_unpad")
         # The same packing of numbers says which token of which tile each row is, and where newlines stand.
@@ -96,4 +96,4 @@ class PrunedLlavaNext(LlavaNextForConditionalGeneration):
         # A newline is told apart by a tile number that cannot be; what stands beside it is not looked at.
         places = torch.where((order < 0)[:, None], -1, grid[order])
         tokens = VisualTokens(features.flatten(0, 1)[order], rows, self.chooser.copy.projector, places)
-        return self.chooser.choose(unpacked(tokens, several=features.shape[0] > 1), rows, keep).rows
+        return self.chooser.choose(unpacked(tokens, several=features.shape[0] > 1), rows, ask).rows

@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptReplacement
 
 from zooprune.integrations.vllm.configuration import KEY, Pruning, split_request
 
-#: Rides along with every image: how many rows its placeholders have room for.
-ROWS = "zooprune_rows"
+#: What rides along with every image: how many rows its placeholders have room for, and the ids of the question if a
+#: method reads it.
+ROWS, QUESTION = "zooprune_rows", "zooprune_question"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked for one image, as it comes to the encoder.
+
+    Parameters
+    ----------
+    keep : int
+        How many placeholders it has.
+    question : Tensor of int64, optional
+    """
+
+    keep: int
+    question: Tensor | None = None
+
+
+def taken_asks(kwargs: dict[str, Any]) -> list[Ask]:
+    """Take what is ours out of the arguments of vLLM's encoder, one for each image."""
+    keeps, questions = kwargs.pop(ROWS, ()), kwargs.pop(QUESTION, None)
+    if questions is None:
+        return [Ask(int(keep)) for keep in keeps]
+    return [Ask(int(keep), question) for keep, question in zip(keeps, questions, strict=True)]
 
 
 class PrunedInfo:
@@ -46,18 +72,32 @@ class PrunedProcessor:
 
     info: Any
 
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Return vLLM's inputs for profiling, with a question where the method wants one."""
+        inputs = super().get_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
+        if self.info.pruning.reads_question:
+            inputs.hf_processor_mm_kwargs = {KEY: {"question": "What is it?"}}
+        return inputs
+
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         asked, rest = split_request(hf_kwargs)
+        self.info.pruning.check(asked)
         processed = super()._apply_hf_processor_main(mm_items, rest)  # type: ignore[misc]
         totals = self.info.image_totals(processed)
         if totals:
-            processed[ROWS] = torch.tensor([self.info.pruning.rows(total, asked) for total in totals])
+            processed[ROWS] = torch.tensor([self.info.pruning.rows(total, asked.keep) for total in totals])
+            if asked.question is not None:
+                ids = self.info.get_tokenizer()(asked.question, add_special_tokens=False)["input_ids"]
+                processed[QUESTION] = [torch.tensor(ids, dtype=torch.int64)] * len(totals)
         return processed
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         _, rest = split_request(hf_processor_mm_kwargs)
         fields = super()._get_mm_fields_config(hf_inputs, rest)  # type: ignore[misc]
-        return {**fields, ROWS: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+        return {
+            **fields,
+            **{name: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for name in (ROWS, QUESTION)},
+        }
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any

@@ -27,7 +27,7 @@ from zooprune.families.qwen_vl import Qwen2VL, Qwen3VL
 from zooprune.families.tiling import grid_positions
 from zooprune.integrations.vllm.choosing import Chooser, at_once, parts
 from zooprune.integrations.vllm.mrope import COLUMNS, PrunedMRoPE, with_places
-from zooprune.integrations.vllm.processing import ROWS, PrunedInfo, PrunedProcessor
+from zooprune.integrations.vllm.processing import Ask, PrunedInfo, PrunedProcessor, taken_asks
 from zooprune.integrations.vllm.projector import ProjectorCopy
 from zooprune.tokens import VisualTokens
 from zooprune.visuals import Visual
@@ -89,7 +89,7 @@ class _PrunedQwen(PrunedMRoPE):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        self.chooser = Chooser.of(vllm_config, self._copy())
+        self.chooser = Chooser.of(vllm_config, self, self._copy())
         _listening(self.visual.merger)
         # Videos are not pruned, whatever the configuration says to have positions set after encoding.
         self.is_multimodal_pruning_enabled = False
@@ -112,33 +112,33 @@ class _PrunedQwen(PrunedMRoPE):
 
     def embed_multimodal(self, **kwargs: Any) -> tuple[Tensor, ...]:
         """Return the kept rows of each image and all rows of each video, each row with its place behind it."""
-        keeps = kwargs.pop(ROWS, None)
+        asks = taken_asks(kwargs)
         found: list[Tensor] = []
         for modality, given in self._parse_and_validate_multimodal_inputs(**kwargs).items():
             if modality == "image":
-                found += self._images(given["pixel_values"], given["image_grid_thw"].tolist(), keeps)
+                found += self._images(given["pixel_values"], given["image_grid_thw"].tolist(), asks)
             else:
                 # The positions of videos are right from the start, so nobody reads their places.
                 videos = self._process_video_input(given)
                 found += [torch.cat([rows, rows.new_zeros(len(rows), COLUMNS)], dim=1) for rows in videos]
         return tuple(found)
 
-    def _images(self, pixels: Tensor, grids: list[list[int]], keeps: Any) -> list[Tensor]:
+    def _images(self, pixels: Tensor, grids: list[list[int]], asks: Sequence[Ask]) -> list[Tensor]:
         merge = self.config.vision_config.spatial_merge_size
         patches = [frames * rows * columns for frames, rows, columns in grids]
         images = list(zip(pixels.split(patches), grids, strict=True))
         found = []
-        for portion, some in parts(images, keeps, at_once(self._vllm_config, max(patches) // merge**2)):
+        for portion, some in parts(images, asks, at_once(self._vllm_config, max(patches) // merge**2)):
             shapes = [grid for _, grid in portion]
             encoded = self.visual(torch.cat([image for image, _ in portion]), grid_thw=shapes)
             read = self.visual.merger.read.reshape(len(encoded), -1)
             sizes = [frames * rows * columns // merge**2 for frames, rows, columns in shapes]
-            for x, rows, grid, keep in zip(read.split(sizes), encoded.split(sizes), shapes, some, strict=True):
-                found.append(self._kept(x, rows, grid, int(keep)))
+            for x, rows, grid, ask in zip(read.split(sizes), encoded.split(sizes), shapes, some, strict=True):
+                found.append(self._kept(x, rows, grid, ask))
         self.visual.merger.read = None
         return found
 
-    def _kept(self, features: Tensor, rows: Tensor, grid: list[int], keep: int) -> Tensor:
+    def _kept(self, features: Tensor, rows: Tensor, grid: list[int], ask: Ask) -> Tensor:
         merge, width = self.config.vision_config.spatial_merge_size, self.config.vision_config.out_hidden_size
         order = self._order(grid)
         if order is not None:
@@ -146,7 +146,7 @@ class _PrunedQwen(PrunedMRoPE):
         frames, height, breadth = grid
         places = grid_positions(height // merge, breadth // merge, frames=frames, device=rows.device)
         tokens = VisualTokens(features, rows[:, :width], self.chooser.copy.projector, places)
-        chosen = self.chooser.choose(Visual.plain(tokens), rows, keep)
+        chosen = self.chooser.choose(Visual.plain(tokens), rows, ask)
         return with_places(chosen.rows, places[chosen.slots.to(places.device)][:, [0, 2, 3]])
 
 
