@@ -66,7 +66,9 @@ def server(folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("server") / "log"
     configuration = json.dumps({"zooprune": {"method": "zoo", "keep": KEEP}})
     with path.open("w") as log:
-        process, url = _start(folder, log, "--additional-config", configuration, "--max-num-seqs", "8")
+        process, url = _start(
+            folder, log, "--additional-config", configuration, "--max-num-seqs", "8", "--trust-request-mm-kwargs"
+        )
         try:
             # Half a minute; much more on a busy machine.
             for _ in range(1200):
