@@ -120,7 +120,7 @@ class Pruning:
     @property
     def reads_question(self) -> bool:
         """Whether every request with images has to bring its question."""
-        return QUESTION in self.pruner(self.keep).needs
+        return QUESTION in self.pruner(self.keep).reads()
 
     def check(self, asked: Asked) -> None:
         """Raise a ValueError if a request brings no question where one is read, or one where none is."""
