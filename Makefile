@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 EXTRAS := .extras
+RAY := .extras-ray
 HARNESS := .venv-harness
 HARNESS_PIP := $(HARNESS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 VLLM := .venv-vllm
@@ -18,13 +19,14 @@ SHAPES ?= small
 MUTATE ?= zooprune.budgeting.* zooprune.compaction.* zooprune.selection.* zooprune.sensitivity.*
 MUTATE_LIMIT ?= 3000
 
-.PHONY: help demo test test-extras test-harness test-vllm bench lint methods-page structure mutants format clean
+.PHONY: help demo test test-extras test-ray test-harness test-vllm bench lint methods-page structure mutants format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install, then ask the bundled model a question with 64 of 576 visual tokens"
 	@echo "make test    install, then run all tests"
 	@echo "make test-extras  install torchvision, triton, torchao and bitsandbytes in a folder of their own, then run the tests that need them"
+	@echo "make test-ray  install ray in a folder of its own, then run the tests that need a cluster"
 	@echo "make test-harness  install beside lmms-eval, in an environment of its own, then run the tests that need it"
 	@echo "make test-vllm  install beside vLLM for CPUs, in an environment of its own, then run the tests that need it"
 	@echo "make bench   install, then measure scoring, picking, whole requests and memory (SHAPES=small DEVICE=cpu)"
@@ -48,7 +50,7 @@ demo: $(VENV)/installed
 	$(BIN)/zooprune ask
 
 # Tiny models gain nothing from threads, and threads that wait for a busy processor take many times as long.
-test test-extras test-harness test-vllm mutants: export OMP_NUM_THREADS ?= 1
+test test-extras test-ray test-harness test-vllm mutants: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/installed
 	$(BIN)/pytest
@@ -65,6 +67,18 @@ $(EXTRAS)/installed: Makefile $(VENV)/installed
 test-extras: $(EXTRAS)/installed
 	PYTHONPATH=$(CURDIR)/$(EXTRAS):$(CURDIR)/tests $(BIN)/pytest -p torchvision_on_cpu \
 	  tests/test_processors.py tests/test_kernels_greedy.py tests/test_sensitivity_layers.py tests/test_practice.py
+
+# Ray with what else it needs. It stands beside the environment, so that everything is tested without it, too.
+$(RAY)/installed: Makefile constraints.txt $(VENV)/installed
+	@echo "filling $(RAY)"
+	@rm -rf $(RAY)
+	@$(PIP) --no-deps --target $(RAY) ray grpcio jsonschema jsonschema-specifications referencing rpds-py msgpack protobuf \
+	  requests urllib3 charset-normalizer certifi
+	@touch $@
+
+test-ray: export RAY_USAGE_STATS_ENABLED := 0
+test-ray: $(RAY)/installed
+	PYTHONPATH=$(CURDIR)/$(RAY):$(CURDIR)/src:$(CURDIR)/tests $(BIN)/pytest -m ray tests/test_batching_ray.py
 
 # lmms-eval pins and pulls much that nothing here needs, so it gets an environment of its own.
 $(HARNESS)/installed: pyproject.toml constraints.txt recipes/lmms-eval-requirements.txt
@@ -128,4 +142,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(EXTRAS) $(HARNESS) $(VLLM) mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(EXTRAS) $(RAY) $(HARNESS) $(VLLM) mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -68,10 +68,11 @@ def deprecation_is_failure() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, visibly, what needs a GPU, lmms-eval or vLLM where there is none."""
+    """Skip, visibly, what needs a GPU, lmms-eval, vLLM or ray where there is none."""
     needs = {"gpu": (torch.cuda.is_available(), "needs a CUDA device")}
     needs["harness"] = (importlib.util.find_spec("lmms_eval") is not None, "needs lmms-eval: make test-harness")
     needs["vllm"] = (importlib.util.find_spec("vllm") is not None, "needs vLLM: make test-vllm")
+    needs["ray"] = (importlib.util.find_spec("ray") is not None, "needs ray: make test-ray")
     for item in items:
         for marker, (there, reason) in needs.items():
             if not there and item.get_closest_marker(marker):

@@ -1,0 +1,117 @@
+"""A batch job on a real Ray cluster of two nodes; run by `make test-ray`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from test_batching import BROKEN, ROWS, checkpoint, photos, plan, read, run  # noqa: F401
+from test_cli import command  # noqa: F401
+from zooprune.plan import Plan
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of one processor core each, on this machine."""
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=small)
+    made.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, photos, plan):  # noqa: F811
+    folder = tmp_path_factory.mktemp("whole")
+    run(photos, folder, plan)
+    return read(folder)
+
+
+def workers() -> list[int]:
+    """Return the processes of actors that this cluster runs: all that descend from this process."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes()
+            if title.startswith(b"ray::") and b"MapWorker" in title and os.getpid() in ancestors(folder):
+                found.append(int(folder.name))
+        except OSError:
+            # It has ended in the meantime.
+            continue
+    return found
+
+
+def ancestors(folder: Path) -> Iterator[int]:
+    while folder.name != "0":
+        parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+        yield int(parent)
+        folder = Path("/proc", parent)
+
+
+def test_the_cluster_gives_the_rows_of_one_process(cluster, whole, photos, plan, tmp_path):  # noqa: F811
+    """Two workers, one on each node; broken images fail alone; a repeated command asks nothing."""
+    end = run(photos, tmp_path, plan, address=cluster.address, workers=2)
+    assert (end.done, end.failed, end.asked) == (ROWS, len(BROKEN), ROWS)
+    assert read(tmp_path) == whole
+    again = run(photos, tmp_path, plan, address=cluster.address, workers=2)
+    assert (again.done, again.failed, again.asked) == (ROWS, len(BROKEN), 0)
+
+
+def test_a_job_goes_from_one_process_to_the_cluster(cluster, whole, photos, plan, tmp_path):  # noqa: F811
+    def stop(progress):
+        if progress.asked >= 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, tmp_path, plan, progress=stop)
+    assert len(list(tmp_path.glob("*.parquet"))) == 1
+    end = run(photos, tmp_path, plan, address=cluster.address)
+    assert (end.done, end.asked) == (ROWS, ROWS - 4)
+    assert read(tmp_path) == whole
+
+
+def test_a_worker_that_is_killed_loses_no_row(cluster, whole, photos, plan, tmp_path):  # noqa: F811
+    """Its process is killed in mid-run, after the first rows have come."""
+    killed = []
+
+    def kill(progress):
+        if progress.asked and not killed:
+            killed.append(workers()[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    end = run(photos, tmp_path, plan, batch=1, address=cluster.address, workers=2, progress=kill)
+    assert killed and (end.done, end.failed, end.asked) == (ROWS, len(BROKEN), ROWS)
+    assert read(tmp_path) == whole
+
+
+def test_the_command_line_takes_the_address(cluster, whole, photos, plan, tmp_path, command):  # noqa: F811
+    line = ["batch", "--input", photos, "--output", "out", "--model", plan.model, "--keep", "9", "--limit", "3"]
+    line += ["--max-new-tokens", "3", "--dropped", "discard", "--address", cluster.address, "--workers", "1"]
+    code, out, _ = command(*line)
+    assert code == 1 and out.splitlines()[-1] == "out: 3 rows, 1 failed"
+    assert read(tmp_path / "out") == whole[:3]
+
+
+def test_what_a_worker_cannot_do_is_one_sentence(cluster, photos, plan, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="the cluster has no GPU; give --device cpu"):
+        run(photos, tmp_path, plan, address=cluster.address, device="cuda")
+    with pytest.raises(ValueError, match=r"cannot reach a Ray cluster at .127\.0\.0\.1:1. "):
+        run(photos, tmp_path / "other", plan, address="127.0.0.1:1")
+
+
+def test_a_model_that_a_node_lacks_is_named(cluster, photos, checkpoint, tmp_path):  # noqa: F811
+    """The driver looks at the configuration alone; the weights are the workers' business."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="a worker of the cluster stopped: cannot load model"):
+        run(photos, tmp_path / "out", Plan(str(folder), "zoo", 9), address=cluster.address, workers=1)
