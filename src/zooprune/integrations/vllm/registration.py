@@ -29,8 +29,8 @@ _READABLE = (
 def register() -> None:
     """Make the models known to vLLM; the entry point of the group ``vllm.general_plugins``, run in every process.
 
-    None of vLLM's models is replaced: ours have names of their own, and a server takes one only where it is configured to
-    prune.
+    None of vLLM's models is replaced: ours have names of their own, and a server takes one only where it is configured
+    to prune.
     """
     from vllm import ModelRegistry
     from vllm.config import VllmConfig
