@@ -7,7 +7,7 @@ import torch
 
 from zoo_of_models import BOS, CASES, IMAGE, VISION_END, VISION_START
 from zooprune import prune
-from zooprune.encoding import encode, remembering_encodings
+from zooprune.encoding import encode, once, remembering_encodings
 from zooprune.families import find_family
 from zooprune.signals import find_signal
 
@@ -60,3 +60,15 @@ def test_methods_share_an_encoding_with_all_that_they_read(model):
         assert {"tower_keys", "tower_attention"} <= set(first.visuals[0].tokens.signals)
         assert encode(family, model, "image", inputs, [attention]) is first
         assert encode(family, model, "image", inputs, [find_signal("tower_keys/0")]) is not first
+
+
+def test_encodings_can_be_kept_for_another_block_and_choices_are_not(model):
+    pixels = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    inputs, family, encodings = prompt(3, pixels=pixels), find_family(model), {}
+    with torch.no_grad():
+        with remembering_encodings(encodings=encodings):
+            first = encode(family, model, "image", inputs)
+            assert once(first, ("a method",), lambda: "one") == "one"
+        with remembering_encodings(encodings=encodings):
+            assert encode(family, model, "image", inputs) is first
+            assert once(first, ("a method",), lambda: "another") == "another"

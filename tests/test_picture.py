@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zooprune.picture import _SIDE, CannotDrawError, draw_kept, save_picture
+from zooprune.picture import _SIDE, CannotDrawError, draw_kept, draw_views, save_picture
 from zooprune.reports import ImageReport
 from zooprune.tokens import Selection
 
@@ -82,3 +82,11 @@ def test_a_picture_of_any_shape_has_a_moderate_size(size):
         Image.new("RGB", size), [report([1], torch.arange(GRID * GRID).float())], "q", scores_label="score"
     )
     assert picture.width == 2 * _SIDE + 48 and 80 < picture.height < 2.5 * _SIDE
+
+
+def test_each_view_is_a_picture_of_its_own():
+    image = Image.new("RGB", (56, 56), (200, 40, 40))
+    assert list(draw_views(image, [report([0, 6])])) == ["kept"]
+    views = draw_views(image, [report([0, 6], torch.arange(GRID * GRID).float())])
+    assert list(views) == ["kept", "scores"]
+    assert {view.size for view in views.values()} == {(_SIDE, _SIDE)}

@@ -91,17 +91,35 @@ def ask(
     inputs = build_inputs(processor, [[image]], [question]).to(model.device, model.dtype)
     method, policy = (pruner.pruner(), pruner.policy) if isinstance(pruner, Plan) else (pruner, policy)
     with held(model):
-        # The first call pays for allocations that are none of the method's cost.
-        with Session(model, method, policy):
-            generate(model, processor, inputs, max_new_tokens=1)
+        warm_up(model, processor, inputs, method, policy)
         return Comparison(
-            _answer(model, processor, inputs, get_pruner(UNPRUNED), policy, max_new_tokens),
-            _answer(model, processor, inputs, method, policy, max_new_tokens),
+            answer_and_cost(model, processor, inputs, get_pruner(UNPRUNED), policy, max_new_tokens=max_new_tokens),
+            answer_and_cost(model, processor, inputs, method, policy, max_new_tokens=max_new_tokens),
             seen_images(processor, inputs["pixel_values"], [image])[0],
         )
 
 
-def _answer(model: Any, processor: Any, inputs: Any, pruner: Pruner, policy: Policy, max_new_tokens: int) -> Answer:
+def warm_up(model: Any, processor: Any, inputs: Any, pruner: Pruner, policy: Policy) -> None:
+    """Answer in one token: the first call pays for allocations that are none of the method's cost."""
+    with Session(model, pruner, policy):
+        generate(model, processor, inputs, max_new_tokens=1)
+
+
+def answer_and_cost(
+    model: Any, processor: Any, inputs: Any, pruner: Pruner, policy: Policy, *, max_new_tokens: int
+) -> Answer:
+    """Answer one question under one method, and note what it cost.
+
+    Parameters
+    ----------
+    model, processor
+    inputs : mapping
+        From `zooprune.prompting.build_inputs`, on the model's device.
+    pruner : Pruner
+    policy : Policy
+    max_new_tokens : int
+        Length of the answer at most.
+    """
     answered = answer(model, processor, inputs, pruner, policy, max_new_tokens=max_new_tokens)
     report, config = answered.report, model.config.get_text_config()
     return Answer(

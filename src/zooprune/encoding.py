@@ -15,18 +15,22 @@ from zooprune.visuals import Encoded, Modality
 Chosen = TypeVar("Chosen")
 
 
+#: What is remembered. With every entry go the objects whose ids make its key, so that no other object takes their place.
+Entries = dict[tuple[Any, ...], tuple[Any, Any]]
+
+
 @dataclass
 class _Memory:
     signals: tuple[TowerSignal, ...]
-    # With every entry go the objects whose ids make its key, so that no other object takes their place.
-    entries: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
+    encodings: Entries
+    choices: Entries = field(default_factory=dict)
 
 
 _memory: ContextVar[_Memory | None] = ContextVar("zooprune_encodings", default=None)
 
 
 @contextmanager
-def remembering_encodings(signals: Sequence[TowerSignal] = ()) -> Iterator[None]:
+def remembering_encodings(signals: Sequence[TowerSignal] = (), encodings: Entries | None = None) -> Iterator[None]:
     """Encode the same tensors only once inside the block, to compare methods on them, and choose among them only once.
 
     Stage timings stay what they are: a session whose images were encoded before spends next to nothing on "encode".
@@ -36,8 +40,10 @@ def remembering_encodings(signals: Sequence[TowerSignal] = ()) -> Iterator[None]
     signals : sequence of TowerSignal
         What is read of the tower at every encoding. Methods that ask for other signals encode again, so this is what
         all methods of the block ask for, if they are to share one encoding.
+    encodings : dict, optional
+        Where encodings are kept, so that another block finds them. Choices are forgotten at the end of the block.
     """
-    token = _memory.set(_Memory(tuple(signals)))
+    token = _memory.set(_Memory(tuple(signals), {} if encodings is None else encodings))
     try:
         yield
     finally:
@@ -55,9 +61,9 @@ def encode(
     # The ids too: they tell which tiles make up an image.
     read = [model, inputs["input_ids"], *(inputs.get(name) for name in family.arguments(modality))]
     key = (modality, signals, *map(id, read))
-    if key not in memory.entries:
-        memory.entries[key] = read, family.encode(model, modality, inputs, signals)
-    encoded: Encoded = memory.entries[key][1]
+    if key not in memory.encodings:
+        memory.encodings[key] = read, family.encode(model, modality, inputs, signals)
+    encoded: Encoded = memory.encodings[key][1]
     return encoded
 
 
@@ -67,7 +73,7 @@ def once(encoded: Encoded, key: tuple[Any, ...], choose: Callable[[], Chosen]) -
     if memory is None:
         return choose()
     key = (id(encoded), *key)
-    if key not in memory.entries:
-        memory.entries[key] = encoded, choose()
-    chosen: Chosen = memory.entries[key][1]
+    if key not in memory.choices:
+        memory.choices[key] = encoded, choose()
+    chosen: Chosen = memory.choices[key][1]
     return chosen

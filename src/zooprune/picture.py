@@ -87,18 +87,45 @@ def draw_kept(image: Image.Image, reports: Sequence[ImageReport], caption: str, 
     CannotDrawError
         If the model read the image as several tiles, or does not say where tokens lie.
     """
-    report, raster = reports[0], _Raster(reports)
+    views, selection = draw_views(image, reports), reports[0].selection
+    headings = {
+        "kept": f"kept {len(selection)} of {selection.total} visual tokens",
+        "regions": "which kept patch stands in for which",
+        "scores": f"{scores_label}, by rank",
+    }
+    return _page(list(views.values()), [headings[name] for name in views], caption, legend="scores" in views)
+
+
+def draw_views(image: Image.Image, reports: Sequence[ImageReport]) -> dict[str, Image.Image]:
+    """Return the pictures of one pruned image, each by itself.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        As the model saw it, RGB.
+    reports : sequence of ImageReport
+        What a session reported of it.
+
+    Returns
+    -------
+    dict of str to PIL.Image.Image
+        "kept": the kept patches in colour. "regions", where kept tokens stand in for dropped ones: which for which.
+        "scores", where the method scores tokens: the map of their ranks.
+
+    Raises
+    ------
+    CannotDrawError
+        As `draw_kept`.
+    """
+    selection, raster = reports[0].selection, _Raster(reports)
     shown = image.resize(_panel(image.width, image.height), Image.Resampling.LANCZOS)
-    kept = raster.laid_out(report.selection.mask, False)
-    panels = [_dim(shown, kept)]
-    headings = [f"kept {len(report.selection)} of {report.selection.total} visual tokens"]
-    if report.selection.into is not None:
-        panels.append(_regions(shown, raster.laid_out(report.selection.into, -1), kept))
-        headings.append("which kept patch stands in for which")
-    if report.selection.scores is not None:
-        panels.append(_heat(shown, raster.laid_out(report.selection.scores.double(), 0.0, _ranks)))
-        headings.append(f"{scores_label}, by rank")
-    return _page(panels, headings, caption, legend=report.selection.scores is not None)
+    kept = raster.laid_out(selection.mask, False)
+    views = {"kept": _dim(shown, kept)}
+    if selection.into is not None:
+        views["regions"] = _regions(shown, raster.laid_out(selection.into, -1), kept)
+    if selection.scores is not None:
+        views["scores"] = _heat(shown, raster.laid_out(selection.scores.double(), 0.0, _ranks))
+    return views
 
 
 def draw_gallery(image: Image.Image, panels: Sequence[Panel], title: str, caption: str) -> Image.Image:
