@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from zooprune.failures import is_ours
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -531,6 +532,35 @@ def bench(
         print(json.dumps(found))
 
 
+@app.command("app")
+def page(
+    model: Annotated[str, typer.Option(help="'bundled', a folder with a checkpoint, or a hub id.")] = "bundled",
+    host: Annotated[
+        str, typer.Option(help="Address to listen at. With 0.0.0.0, other machines can open the page.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 7860,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 64,
+) -> None:
+    """Open a page in the browser to try methods and budgets on your own pictures."""
+    from zooprune.app import check_gradio
+
+    check_gradio()
+    with _waiting("loading torch, transformers and gradio", quiet=False):
+        from zooprune.app.serving import listen, serve
+        from zooprune.app.workbench import Workbench
+    _quiet_libraries()
+    # A port that is taken is noticed before a model is loaded.
+    with listen(host, port) as socket:
+        with _waiting(f"loading {model}", quiet=False):
+            bench = Workbench(model, dtype=dtype, device=device, max_new_tokens=max_new_tokens)
+        serve(
+            bench, model, socket,
+            ready=lambda address: _say(f"The page is at {address}; Ctrl+C stops it.", soft_wrap=True),
+        )  # fmt: skip
+
+
 def _bench_server(plot: Path | None, as_json: bool, **load: Any) -> None:
     from zooprune.benching import serving
 
@@ -559,18 +589,12 @@ def main() -> None:
             warnings.showwarning = _warn
             app()
     except (ValueError, ImportError, OSError) as error:
-        if isinstance(error, ValueError) and not _is_ours(error):
+        if isinstance(error, ValueError) and not is_ours(error):
             raise
         _err.print(_text(f"error: {error}", lines=False), style="red", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _is_ours(error: Exception) -> bool:
-    """Return whether this package raised an error itself."""
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(raised_in).is_relative_to(Path(__file__).parent)
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
