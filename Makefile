@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 
 EXTRAS := .extras
 RAY := .extras-ray
+PAGE := .extras-app
 HARNESS := .venv-harness
 HARNESS_PIP := $(HARNESS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 VLLM := .venv-vllm
@@ -19,7 +20,7 @@ SHAPES ?= small
 MUTATE ?= zooprune.budgeting.* zooprune.compaction.* zooprune.selection.* zooprune.sensitivity.*
 MUTATE_LIMIT ?= 3000
 
-.PHONY: help demo test test-extras test-ray test-harness test-vllm bench lint methods-page structure mutants format clean
+.PHONY: help demo test test-extras test-ray test-app test-harness test-vllm bench lint methods-page structure mutants format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +28,7 @@ help:
 	@echo "make test    install, then run all tests"
 	@echo "make test-extras  install torchvision, triton, torchao and bitsandbytes in a folder of their own, then run the tests that need them"
 	@echo "make test-ray  install ray in a folder of its own, then run the tests that need a cluster"
+	@echo "make test-app  install gradio, playwright and chromium, then test the page in a browser"
 	@echo "make test-harness  install beside lmms-eval, in an environment of its own, then run the tests that need it"
 	@echo "make test-vllm  install beside vLLM for CPUs, in an environment of its own, then run the tests that need it"
 	@echo "make bench   install, then measure scoring, picking, whole requests and memory (SHAPES=small DEVICE=cpu)"
@@ -50,7 +52,7 @@ demo: $(VENV)/installed
 	$(BIN)/zooprune ask
 
 # Tiny models gain nothing from threads, and threads that wait for a busy processor take many times as long.
-test test-extras test-ray test-harness test-vllm mutants: export OMP_NUM_THREADS ?= 1
+test test-extras test-ray test-app test-harness test-vllm mutants: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/installed
 	$(BIN)/pytest
@@ -79,6 +81,21 @@ $(RAY)/installed: Makefile constraints.txt $(VENV)/installed
 test-ray: export RAY_USAGE_STATS_ENABLED := 0
 test-ray: $(RAY)/installed
 	PYTHONPATH=$(CURDIR)/$(RAY):$(CURDIR)/src:$(CURDIR)/tests $(BIN)/pytest -m ray tests/test_batching_ray.py
+
+# Gradio takes no Pillow 13, which is pinned for all else, so it stands beside the environment with a Pillow of its own.
+$(PAGE)/installed: Makefile constraints.txt tests/app-requirements.txt $(VENV)/installed
+	@echo "filling $(PAGE) (some minutes the first time)"
+	@rm -rf $(PAGE)
+	@mkdir $(PAGE)
+	@grep -v '^pillow==' constraints.txt > $(PAGE)/constraints.txt
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet -c $(PAGE)/constraints.txt --target $(PAGE) \
+	  -r tests/app-requirements.txt
+	@touch $@
+
+test-app: $(PAGE)/installed
+	@command -v chromium > /dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core) \
+	  || (echo "Chromium is needed: install it, so that the command chromium starts it" && exit 2)
+	PYTHONPATH=$(CURDIR)/$(PAGE) $(BIN)/pytest -m app
 
 # lmms-eval pins and pulls much that nothing here needs, so it gets an environment of its own.
 $(HARNESS)/installed: pyproject.toml constraints.txt recipes/lmms-eval-requirements.txt
@@ -142,4 +159,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(EXTRAS) $(RAY) $(HARNESS) $(VLLM) mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(EXTRAS) $(RAY) $(PAGE) $(HARNESS) $(VLLM) mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -68,8 +69,10 @@ def deprecation_is_failure() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, visibly, what needs a GPU, lmms-eval, vLLM or ray where there is none."""
+    """Skip, visibly, what needs a GPU, a browser, lmms-eval, vLLM or ray where there is none."""
     needs = {"gpu": (torch.cuda.is_available(), "needs a CUDA device")}
+    browser = all(map(importlib.util.find_spec, ("gradio", "playwright"))) and shutil.which("chromium")
+    needs["app"] = (bool(browser), "needs gradio, playwright and chromium: make test-app")
     needs["harness"] = (importlib.util.find_spec("lmms_eval") is not None, "needs lmms-eval: make test-harness")
     needs["vllm"] = (importlib.util.find_spec("vllm") is not None, "needs vLLM: make test-vllm")
     needs["ray"] = (importlib.util.find_spec("ray") is not None, "needs ray: make test-ray")

@@ -15,7 +15,8 @@ from zooprune.visuals import Encoded, Modality
 Chosen = TypeVar("Chosen")
 
 
-#: What is remembered. With every entry go the objects whose ids make its key, so that no other object takes their place.
+#: What is remembered. With every entry go the objects whose ids make its key, so that no other object takes their
+#: place.
 Entries = dict[tuple[Any, ...], tuple[Any, Any]]
 
 

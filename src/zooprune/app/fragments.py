@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from PIL import Image
+from torch import Tensor
 
 from zooprune.app.workbench import Choice, Cost, Look
 from zooprune.asking import Answer
@@ -82,10 +83,18 @@ def _pair(name: str, seen: Image.Image, report: ImageReport, method: str, label:
     views = draw_views(seen, [report])
     kept = f"{name}: the {len(report.selection)} patches that {method} keeps are in colour, the others are grey"
     figures = [_figure(views["kept"], kept, "Kept patches")]
-    if "scores" in views:
-        caption = f'{_capitalised(label)}, by rank: low <span class="zoo-scale"></span> high'
+    # Methods that choose by distances alone score all tokens alike.
+    if "scores" in views and _differ(report.selection.scores):
+        caption = (
+            f'{escape(_capitalised(label))}, by rank '
+            '<span class="zoo-legend">low <span class="zoo-scale"></span> high</span>'
+        )
         figures.append(_figure(views["scores"], f"{name}: map of the {label} of every patch, by rank", caption))
     return f'<div class="zoo-pair">{"".join(figures)}</div>'
+
+
+def _differ(scores: Tensor | None) -> bool:
+    return scores is not None and bool((scores != scores[0]).any())
 
 
 def _figure(image: Image.Image, alt: str, caption: str) -> str:
