@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import json
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,7 +59,7 @@ def test_a_link_restores_the_settings():
 @pytest.mark.parametrize(
     ("link", "sentence"),
     [
-        ({"keep": "many"}, "keep=many in the link is not a number of tokens; give one such as keep=64"),
+        ({"keep": "many"}, "keep=many in the link is no number of tokens; give one, such as 64"),
         ({"keep": "0"}, "keep"),
         ({"method": "zooo"}, "unknown method 'zooo'; did you mean 'zoo'?"),
         ({"method": "none"}, "method none keeps all tokens"),
@@ -68,9 +69,8 @@ def test_a_link_restores_the_settings():
     ],
 )
 def test_a_bad_link_gets_a_sentence(link, sentence):
-    with pytest.raises(ValueError, match="(?s).*") as error:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
         Settings.of_query(link, SETTINGS)
-    assert sentence in str(error.value)
 
 
 def test_there_is_an_example_of_every_task():
@@ -84,14 +84,14 @@ def test_uploads_that_cannot_be_taken_get_a_sentence(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"no picture")
     assert read_pictures([path]) == (Picture("a.png", b"no picture"),)
-    with pytest.raises(ValueError, match="a.png is not an image Pillow can read; convert it to PNG or JPEG"):
+    with pytest.raises(ValueError, match=r"a.png is not an image Pillow can read; convert it to PNG or JPEG"):
         read_pictures([path])[0].image()
-    with pytest.raises(ValueError, match="9 pictures are too many; choose at most 8"):
+    with pytest.raises(ValueError, match=r"9 pictures are too many; choose at most 8"):
         read_pictures([path] * 9)
-    with pytest.raises(ValueError, match="gone.png is no longer on the server; upload it again"):
+    with pytest.raises(ValueError, match=r"gone.png is no longer on the server; upload it again"):
         read_pictures([tmp_path / "gone.png"])
     monkeypatch.setattr(pictures, "MAX_MEGABYTES", 0)
-    with pytest.raises(ValueError, match="a.png is larger than 0 MB; scale it down first"):
+    with pytest.raises(ValueError, match=r"a.png is larger than 0 MB; scale it down first"):
         read_pictures([path])
 
 
@@ -206,9 +206,7 @@ def test_the_json_is_enough_to_repeat_a_result(bench, bundled):
     (picture,) = told["pictures"]
     image = decode_image(base64.b64decode(picture["base64"]), picture["name"])
     for method in told["methods"]:
-        again = ask(
-            *bundled, image, told["question"], Plan.load(method["plan"]), max_new_tokens=told["max_new_tokens"]
-        )
+        again = ask(*bundled, image, told["question"], Plan.load(method["plan"]), max_new_tokens=told["max_new_tokens"])
         assert [one.selection.index.tolist() for one in again.pruned.images] == method["kept"]
         assert again.pruned.text == method["answer"]
 
@@ -216,9 +214,7 @@ def test_the_json_is_enough_to_repeat_a_result(bench, bundled):
 def test_the_picture_shows_every_picture_under_every_method(bench):
     pair = load_example("pair-0")
     one = bench.look(SETTINGS, EXAMPLE.pictures)
-    two = bench.look(
-        Settings("bundled", pair.question, against="divprune", example=pair.id), pair.pictures
-    )
+    two = bench.look(Settings("bundled", pair.question, against="divprune", example=pair.id), pair.pictures)
     first, second = (Image.open(io.BytesIO(as_png(look, {}))) for look in (one, two))
     assert first.format == "PNG" and second.width == first.width and second.height == 4 * first.height
 

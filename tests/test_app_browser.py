@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from PIL import Image
 pytestmark = [pytest.mark.app, pytest.mark.slow]
 #: Milliseconds that a step may take on a machine that is busy.
 PATIENCE = 120_000
-CONTROLS = "button, a[href], input, textarea, select, [tabindex='0']"
+LOOKING = (Path(__file__).parent / "accessibility.js").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -151,68 +152,41 @@ def test_a_model_that_is_none_gets_a_sentence(visit):
     page.get_by_text("bundled is loaded.").wait_for()
 
 
+def look(page, function: str):
+    return page.evaluate(f"() => {{ {LOOKING}\nreturn {function}(); }}")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_can_be_read_and_reached_by_keyboard(visit, scheme):
     page = visit(color_scheme=scheme)
     page.get_by_role("button", name="Answer").click()
     page.get_by_text("Answered.").wait_for()
     page.get_by_role("button", name=re.compile("^Model")).click()
-    assert page.evaluate(CONTRAST) == []
-    assert page.evaluate(UNNAMED, CONTROLS) == []
+    assert look(page, "poorContrast") == []
+    assert look(page, "unnamed") == []
     # Every control is reached with Tab, and each shows that it has the focus.
     page.evaluate("document.activeElement.blur()")
     reached, hidden = set(), set()
     for _ in range(60):
         page.keyboard.press("Tab")
-        name, outline = page.evaluate(FOCUSED)
+        name, outline = look(page, "focused")
         if not name:
             break
         reached.add(name)
         if outline < 2:
             hidden.add(name)
     assert hidden == set()
-    for name in ("sign", "Question", "Method", "Compare with", "Dropped tokens", "Answer", "Checkpoint", "Link", "Load"):
+    for name in (
+        "sign",
+        "Question",
+        "Method",
+        "Compare with",
+        "Dropped tokens",
+        "Answer",
+        "Checkpoint",
+        "Link",
+        "Load",
+    ):
         assert any(name in one for one in reached), (name, reached)
     page.set_viewport_size({"width": 400, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
-
-
-#: Texts whose contrast with what is behind them is below 4.5.
-CONTRAST = """() => {
-  const parse = (text) => { const c = text.match(/[\\d.]+/g).map(Number); return c.length > 3 ? c : [...c.slice(0, 3), 1]; };
-  const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3]));
-  const behind = (node) => { const layers = [];
-    for (let at = node; at; at = at.parentElement) layers.push(parse(getComputedStyle(at).backgroundColor));
-    return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]); };
-  const poor = [];
-  for (const node of document.querySelectorAll("body *")) {
-    const text = [...node.childNodes].filter((c) => c.nodeType === 3).map((c) => c.textContent.trim()).join("") ||
-      (node.matches("input:not([type=file]):not([type=range]), textarea") ? node.value : "");
-    const box = node.getBoundingClientRect();
-    if (!text || !box.width || !box.height || !node.checkVisibility({checkVisibilityCSS: true, checkOpacity: true})) continue;
-    if (node.matches("script, style, noscript")) continue;
-    const back = behind(node), front = over(parse(getComputedStyle(node).color), back);
-    const [a, b] = [light(front), light(back)].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) poor.push(`${text.slice(0, 30)}: ${ratio.toFixed(2)}`);
-  }
-  return poor;
-}"""
-
-#: The name of a control for those who do not see it.
-NAME = """const name = (node) => node.getAttribute("aria-label") ||
-    (node.getAttribute("aria-labelledby") || "").split(" ").map((id) => document.getElementById(id)?.textContent).join(" ").trim() ||
-    [...(node.labels || [])].map((label) => label.textContent.trim()).join(" ") || node.textContent.trim() || node.title || "";"""
-UNNAMED = f"""(controls) => {{ {NAME}
-  return [...document.querySelectorAll(controls)]
-    .filter((node) => node.checkVisibility({{checkVisibilityCSS: true}}) && node.getBoundingClientRect().width && !name(node))
-    .map((node) => node.outerHTML.slice(0, 200));
-}}"""
-FOCUSED = f"""() => {{ {NAME}
-  const node = document.activeElement;
-  if (!node || node === document.body) return ["", 0];
-  const style = getComputedStyle(node);
-  return [name(node) || node.outerHTML.slice(0, 200), style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth)];
-}}"""

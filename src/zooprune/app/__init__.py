@@ -1,7 +1,7 @@
 """The page of `zooprune app`.
 
-`workbench` does the work; it, `pictures`, `settings`, `fragments` and `record` know nothing of a browser. Only `page` and
-`serving` need Gradio.
+`workbench` does the work. It, `pictures`, `settings`, `fragments` and `record` know nothing of a browser. Only `page`
+and `serving` need Gradio.
 """
 
 from __future__ import annotations

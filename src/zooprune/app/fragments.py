@@ -86,7 +86,7 @@ def _pair(name: str, seen: Image.Image, report: ImageReport, method: str, label:
     # Methods that choose by distances alone score all tokens alike.
     if "scores" in views and _differ(report.selection.scores):
         caption = (
-            f'{escape(_capitalised(label))}, by rank '
+            f"{escape(_capitalised(label))}, by rank "
             '<span class="zoo-legend">low <span class="zoo-scale"></span> high</span>'
         )
         figures.append(_figure(views["scores"], f"{name}: map of the {label} of every patch, by rank", caption))

@@ -206,7 +206,7 @@ class _Does:
                 while not wait([loading], timeout=1).done:
                     yield fragments.status(f"Loading {name}: {time.monotonic() - began:.0f} s"), *same
                 loaded = loading.result()
-            model, example, files, question, method, against, *others = values
+            example, files, question, method, against, *others = values[1:]
             method = method if method in loaded.methods else loaded.methods[0]
             against = against if against in loaded.methods else ""
             now, view, keep = self.look(loaded.name, example, files, question, method, against, *others)

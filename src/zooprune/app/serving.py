@@ -13,14 +13,14 @@ from typing import Any
 # Gradio and the hub's client read these when they are imported.
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-import gradio as gr  # noqa: E402
-import uvicorn  # noqa: E402
-from fastapi import FastAPI  # noqa: E402
-from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: E402
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from zooprune.app.page import CSS, build, theme  # noqa: E402
-from zooprune.app.pictures import MAX_MEGABYTES  # noqa: E402
-from zooprune.app.workbench import Workbench  # noqa: E402
+from zooprune.app.page import CSS, build, theme
+from zooprune.app.pictures import MAX_MEGABYTES
+from zooprune.app.workbench import Workbench
 
 #: With these a browser loads nothing from elsewhere, shows the page in no other page, and tells no other page of a
 #: link, which holds the question. Gradio's own page has scripts and styles in it.

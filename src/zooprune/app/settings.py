@@ -87,8 +87,6 @@ class Settings:
             return default
         if "keep" in given:
             if not query["keep"].isdecimal():
-                raise ValueError(
-                    f"keep={query['keep']} in the link is not a number of tokens; give one such as keep=64"
-                )
+                raise ValueError(f"keep={query['keep']} in the link is no number of tokens; give one, such as 64")
             given["keep"] = int(query["keep"])
         return cls(**(asdict(default) | {"example": ""} | given))
