@@ -22,9 +22,9 @@ def test_every_method_has_a_row_and_a_section():
 def test_figures_are_read_from_the_newest_file_and_averaged_over_seeds(tmp_path, monkeypatch):
     results = tmp_path / "benchmarks" / "results"
     results.mkdir(parents=True)
-    row = {"method": "random", "dropped": "discard", "positions": "contiguous", "keep": 64, "accuracy": {"all": 0.5}}
+    row = {"method": "random", "dropped": "discard", "keep": 64, "accuracy": {"all": 0.5}}
     others = [row | {"accuracy": {"all": 0.7}}, row | {"keep": 16, "accuracy": {"all": 0.1}}]
-    (results / "dropped-2026-01-02.json").write_text(json.dumps({"rows": [row]}))
+    (results / "methods-2025-12-31.json").write_text(json.dumps({"rows": [row]}))
     monkeypatch.setattr(methods_page, "ROOT", tmp_path)
     assert methods_page.measured()[1] == {("random", "discard"): 50.0}
     (results / "methods-2026-01-01.json").write_text(json.dumps({"rows": [row, *others]}))

@@ -13,8 +13,8 @@ from zooprune.catalogue import Entry, catalogue
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "methods.md"
 KEEP = 64
-#: Heading, what becomes of dropped tokens, and how kept ones are numbered.
-POLICIES = (("as published", "discard", "contiguous"), ("standing in", "stand in", "auto"))
+#: Heading, and what becomes of dropped tokens.
+POLICIES = (("discarding", "discard"), ("standing in", "stand in"))
 
 HEAD = """\
 # Methods
@@ -51,9 +51,9 @@ def page() -> str:
     """Return the page."""
     entries, (source, figures) = catalogue(), measured()
     accuracy = (
-        f"| {', '.join(heading for heading, *_ in POLICIES)} | accuracy on the bundled benchmark with {KEEP} tokens, "
-        f"in percent, from `{source.relative_to(ROOT)}`: dropped tokens discarded and kept ones numbered anew, or kept "
-        "tokens [standing in](standing-in.md) for dropped ones |"
+        f"| {', '.join(heading for heading, _ in POLICIES)} | accuracy on the bundled benchmark with {KEEP} tokens, "
+        f"in percent, from `{source.relative_to(ROOT)}`: dropped tokens discarded, or kept tokens "
+        "[standing in](standing-in.md) for them; [intervals and other budgets](findings.md#every-method) |"
     )
     lines = [HEAD.format(keep=KEEP, measured=accuracy), *table(entries, figures)]
     for entry in entries:
@@ -64,11 +64,11 @@ def page() -> str:
 def measured() -> tuple[Path, dict[tuple[str, str], float]]:
     """Return the newest file of figures, and accuracy in percent by method and by what becomes of dropped tokens."""
     folder = ROOT / "benchmarks" / "results"
-    source = max(folder.glob("methods-*.json"), default=max(folder.glob("dropped-*.json")))
+    source = max(folder.glob("methods-*.json"))
     rows: list[dict[str, Any]] = json.loads(source.read_text())["rows"]
     figures = {}
-    for _, dropped, positions in POLICIES:
-        asked = [row for row in rows if (row["dropped"], row["positions"], row["keep"]) == (dropped, positions, KEEP)]
+    for _, dropped in POLICIES:
+        asked = [row for row in rows if (row["dropped"], row["keep"]) == (dropped, KEEP)]
         for method in {row["method"] for row in asked}:
             # Methods that draw have a row per seed.
             values = [100 * row["accuracy"]["all"] for row in asked if row["method"] == method]
@@ -79,7 +79,7 @@ def measured() -> tuple[Path, dict[tuple[str, str], float]]:
 def table(entries: tuple[Entry, ...], figures: dict[tuple[str, str], float]) -> Iterator[str]:
     """Yield the lines of the table."""
     headings = ["method", "paper", "year", "where", "reads", "question", "count", "merges", "seed", "families"]
-    yield f"| {' | '.join([*headings, *(heading for heading, *_ in POLICIES)])} |"
+    yield f"| {' | '.join([*headings, *(heading for heading, _ in POLICIES)])} |"
     yield "|" + "---|" * len(headings) + "---:|" * len(POLICIES)
     for one in entries:
         cells = [
@@ -94,7 +94,7 @@ def table(entries: tuple[Entry, ...], figures: dict[tuple[str, str], float]) -> 
             one.seed,
             one.hosts,
         ]
-        values = [figures.get((one.name, dropped)) for _, dropped, _ in POLICIES]
+        values = [figures.get((one.name, dropped)) for _, dropped in POLICIES]
         yield f"| {' | '.join([*cells, *('' if value is None else f'{value:.1f}' for value in values)])} |"
 
 
