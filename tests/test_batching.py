@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from PIL import Image
 
 from conftest import clip_llama, make_processor
 from test_cli import command  # noqa: F401
-from zooprune.batching import answer_all, worker
+from zooprune.batching import answer_all, on_ray, worker
 from zooprune.batching.shards import Shards
 from zooprune.plan import Plan
 
@@ -337,6 +338,14 @@ def test_without_ray_an_address_says_what_to_install(command, tmp_path, monkeypa
     code, _, err = command("batch", "--input", "bundled", "--output", "out", "--address", "local")
     assert code == 2 and "pip install 'zooprune[ray]'" in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_sentence():
+    def init(**_):
+        raise ConnectionError("Could not find any running Ray instance.\nMore of it.")
+
+    with pytest.raises(ValueError, match=r"cannot reach a Ray cluster at 'auto' \(Could not find any running Ray inst"):
+        on_ray._connect(SimpleNamespace(init=init), "auto")
 
 
 def test_a_device_that_is_broken_stops_the_job(photos, plan, tmp_path, monkeypatch):
