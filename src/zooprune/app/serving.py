@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -80,7 +82,9 @@ def serve(bench: Workbench, name: str, listening: socket.socket, *, ready: Calla
         application = make_application(
             bench, name, private=is_private(listening), ready=lambda: ready(f"http://{shown}:{port}/")
         )
-        server = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
+        # Told to stop, uvicorn raises the signal once more when it is done, and the folder must still be deleted.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        server = uvicorn.Server(uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=2))
         server.run(sockets=[listening])
 
 
