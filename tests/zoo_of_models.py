@@ -20,6 +20,13 @@ TEXT = {
 TOWER = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 CLIP = {**TOWER, "image_size": 56, "patch_size": 14, "projection_dim": 24, "model_type": "clip_vision_model"}
 SIGLIP = {**TOWER, "image_size": 56, "patch_size": 14, "vision_use_head": False, "model_type": "siglip_vision_model"}
+
+
+def layers(*kinds: str) -> list[str]:
+    """Return the kind of each layer of the language model, in turn."""
+    return [kinds[number % len(kinds)] for number in range(TEXT["num_hidden_layers"])]
+
+
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
 
 
@@ -273,7 +280,7 @@ def exaone() -> Any:
             "depth": 2, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 4, "num_key_value_heads": 2,
             "patch_size": 4, "intermediate_size": 48, "window_size": 16, "fullatt_block_indexes": [1],
         },
-        text_config={**TEXT, "model_type": "exaone4", "layer_types": ["full_attention"] * 2},
+        text_config={**TEXT, "model_type": "exaone4", "layer_types": layers("full_attention")},
         image_token_id=IMAGE, video_token_id=VIDEO,
     )  # fmt: skip
     return transformers.Exaone4_5_ForConditionalGeneration(config)
@@ -307,7 +314,7 @@ def minimax_m3() -> Any:
         vision_config={**TOWER, "hidden_size": 32, "patch_size": 4, "image_size": 56},
         text_config={
             **TEXT, "dense_intermediate_size": 48, "shared_intermediate_size": 48, "num_local_experts": 4,
-            "num_experts_per_tok": 2, "rotary_dim": 4, "mlp_layer_types": ["dense", "sparse"],
+            "num_experts_per_tok": 2, "rotary_dim": 4, "mlp_layer_types": layers("dense", "sparse"),
         },
         image_token_index=IMAGE, video_token_index=VIDEO, projector_hidden_size=40,
     )  # fmt: skip
@@ -434,7 +441,7 @@ def gemma3() -> Any:
         **TEXT,
         "model_type": "gemma3_text",
         "sliding_window": 64,
-        "layer_types": ["sliding_attention", "full_attention"],
+        "layer_types": layers("sliding_attention", "full_attention"),
     }
     config = transformers.Gemma3Config(
         vision_config=SIGLIP, text_config=text, image_token_id=IMAGE, image_token_index=IMAGE, mm_tokens_per_image=4,
@@ -546,7 +553,7 @@ def _sized(pixels: list[Tensor], sizes: list[tuple[int, ...]], ids: Tensor) -> d
 
 def aya_vision() -> Any:
     config = transformers.AyaVisionConfig(
-        vision_config=SIGLIP, text_config={**TEXT, "model_type": "cohere2", "layer_types": ["full_attention"] * 2},
+        vision_config=SIGLIP, text_config={**TEXT, "model_type": "cohere2", "layer_types": layers("full_attention")},
         image_token_id=IMAGE, image_token_index=IMAGE, downsample_factor=2, alignment_intermediate_size=40,
         vision_feature_layer=-1, vision_feature_select_strategy="full",
     )  # fmt: skip
@@ -555,7 +562,7 @@ def aya_vision() -> Any:
 
 def cohere2_vision() -> Any:
     config = transformers.Cohere2VisionConfig(
-        vision_config=SIGLIP, text_config={**TEXT, "model_type": "cohere2", "layer_types": ["full_attention"] * 2},
+        vision_config=SIGLIP, text_config={**TEXT, "model_type": "cohere2", "layer_types": layers("full_attention")},
         image_token_id=IMAGE, downsample_factor=2, alignment_intermediate_size=40,
     )  # fmt: skip
     return transformers.Cohere2VisionForConditionalGeneration(config)

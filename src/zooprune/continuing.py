@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from zooprune.compaction import Prompt
+
+if TYPE_CHECKING:
+    from zooprune.decoder.cuts import Thinned
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,15 @@ class Conversation:
         What became of them.
     after : Tensor of int64, (B, T)
         The ids that came after them and are in the cache too.
+    thinned : Thinned, optional
+        What became of the prompts inside the language model, of which layers of the cache then hold different numbers
+        of tokens.
     """
 
     ids: Tensor
     prompt: Prompt
     after: Tensor
+    thinned: Thinned | None = None
 
     def goes_on(self, input_ids: Tensor, attention_mask: Tensor | None) -> Prompt:
         """Return a longer conversation as the cache sees it, the part that is in the cache included.
@@ -87,7 +94,10 @@ class Conversation:
         width = self.ids.shape[1]
         held = width + length - self.prompt.input_ids.shape[1]
         return Conversation(
-            self.ids.repeat_interleave(copies, 0), self.prompt.repeated(copies), sequences[:, width:held].cpu()
+            self.ids.repeat_interleave(copies, 0),
+            self.prompt.repeated(copies),
+            sequences[:, width:held].cpu(),
+            None if self.thinned is None else self.thinned.repeated(copies),
         )
 
 

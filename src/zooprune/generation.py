@@ -5,6 +5,7 @@ Knows what `generate` takes and gives back. What a prompt becomes is worked out 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import inspect
@@ -26,12 +27,13 @@ from zooprune.calling import call, check_copies, option
 from zooprune.compaction import Prompt
 from zooprune.continuing import BEAMS, Conversation, adding, recall, remember
 from zooprune.decoder.mass import Mass, WeighedOutputs, Weighing, counting
+from zooprune.decoder.thinning import Crowd, Run, Thinning, check_call, running
 from zooprune.families import find_family
 from zooprune.plan import Plan
 from zooprune.policy import Dropped, Newlines, Policy, Positions, Scope
-from zooprune.prefill import check_positions, check_signals, prefill
-from zooprune.profiling import Timings
-from zooprune.pruners import Pruner, get_pruner
+from zooprune.prefill import Prefilled, check_positions, check_signals, prefill
+from zooprune.profiling import Timings, recording
+from zooprune.pruners import UNPRUNED, InsidePruner, Pruner, get_pruner
 from zooprune.reports import Report
 from zooprune.sensitivity import weight_cache
 
@@ -53,8 +55,9 @@ _REFUSED = {
 
 def prune(
     model: PreTrainedModel,
-    pruner: Pruner | str | Plan,
+    pruner: Pruner | str | Plan | None,
     *,
+    inside: InsidePruner | str | None = None,
     positions: Positions = "auto",
     scope: Scope = "image",
     newlines: Newlines = "drop",
@@ -72,12 +75,16 @@ def prune(
     ----------
     model : PreTrainedModel
         A vision-language model of transformers. Only the attribute `generate` of this one instance is shadowed.
-    pruner : Pruner, str or Plan
+    pruner : Pruner, str, Plan or None
         A configured method, the name of one with its options: ``prune(model, "zoo", keep=64)``, or what
-        ``zooprune calibrate`` found: ``prune(model, Plan.load("plan.json"))``. A plan sets all that follows.
+        ``zooprune calibrate`` found: ``prune(model, Plan.load("plan.json"))``. A plan sets all that follows. None, or
+        "none", prunes nothing before the language model. A method that prunes inside it may stand here as well.
+    inside : InsidePruner or str, optional
+        A method that prunes inside the language model, behind the first: ``inside=FastV(keep=64)``, or its name for the
+        schedule of its paper: ``inside="fastv"``. Its `keep` counts the visual tokens that a layer reads on average.
     positions : {"auto", "contiguous", "original"}
         Whether kept tokens are numbered anew or keep their positions. "auto" keeps them with M-RoPE and in prompts with
-        several images.
+        several images; inside the language model, it does what the method's paper does, and keeps them with M-RoPE.
     scope : {"image", "tile", "prompt"}
         What one choice is made among: an image, or all images of a prompt together; "tile" deals the budget of an
         image out to its tiles, or that of a video to its frames, as the paper does for LLaVA-NeXT.
@@ -102,10 +109,10 @@ def prune(
     ImportError
         If transformers is older than 5.18.
     TypeError, ValueError
-        If the model, the method or an option is not valid, the model is being pruned already, or its tokens cannot
-        count several times.
+        If the model, the method or an option is not valid, the model is being pruned already, its tokens cannot
+        count several times, or they cannot become fewer inside its language model.
     """
-    return Session(model, pruner, Policy(positions, scope, newlines, dropped), **options)
+    return Session(model, pruner, Policy(positions, scope, newlines, dropped), inside=inside, **options)
 
 
 class Session:
@@ -118,24 +125,32 @@ class Session:
     """
 
     def __init__(
-        self, model: PreTrainedModel, pruner: Pruner | str | Plan, policy: Policy | None = None, **options: Any
+        self,
+        model: PreTrainedModel,
+        pruner: Pruner | str | Plan | None,
+        policy: Policy | None = None,
+        *,
+        inside: InsidePruner | str | None = None,
+        **options: Any,
     ) -> None:
         _check_transformers()
         policy = policy or Policy()
         if isinstance(pruner, Plan):
-            if options or policy != Policy():
+            if options or inside is not None or policy != Policy():
                 raise TypeError("a plan says all about how to prune; leave out the other arguments or change the plan")
             policy, pruner = pruner.policy, pruner.pruner()
+        pruner = UNPRUNED if pruner is None else pruner
         if isinstance(pruner, str):
             pruner = get_pruner(pruner, **options)
         elif options:
             raise TypeError(f"{', '.join(options)}: set these on the pruner itself")
         if not isinstance(pruner, Pruner):
             raise TypeError(f"expected a Pruner, the name of one or a Plan, got {type(pruner).__name__}")
+        pruner, inside = _two_stages(pruner, inside, policy)
         self._family = find_family(model)
         check_signals(model, self._family, pruner)
         check_positions(model, self._family, policy)
-        self.model, self.pruner, self.policy = model, pruner, policy
+        self.model, self.pruner, self.inside, self.policy = model, pruner, inside, policy
         self.reports: list[Report] = []
         with _opening:
             if session_of(model) is not None:
@@ -144,6 +159,7 @@ class Session:
                     "with zooprune.generation.session_of(model).close() if you do not hold it"
                 )
             self._weighing = Weighing(model) if policy.weighs else None
+            self._thinning = None if inside is None else Thinning(model, inside)
             # Somebody else's patch, if there is one, stays underneath.
             self._beneath = vars(model).get("generate")
             self._original: Callable[..., Tensor | ModelOutput] = getattr(model, "generate")  # noqa: B009
@@ -176,6 +192,8 @@ class Session:
             del _sessions[self.model]
             if self._weighing is not None:
                 self._weighing.remove()
+            if self._thinning is not None:
+                self._thinning.remove()
             # What somebody else has put over ours stays; ours passes calls on from now on.
             if vars(self.model).get("generate") is self._shadow:
                 if self._beneath is None:
@@ -212,6 +230,8 @@ class Session:
         inputs = dict(inputs)
         if not self._open:
             raise ValueError("this session is closed; open another with prune()")
+        if self._thinning is not None:
+            raise ValueError("pruning inside the language model works with generate() alone; call model.generate()")
         _refuse(inputs, _HIDING)
         if _filled(inputs.get("past_key_values")):
             raise ValueError("past_key_values cannot be used while pruning by hand; go on with generate()")
@@ -245,6 +265,9 @@ class Session:
         if kwargs.get("inputs") is not None:
             kwargs["input_ids"] = kwargs.pop("inputs")
         self._check_ids(kwargs)
+        if self._thinning is not None:
+            given = (option(self.model, name, kwargs) for name in ("cache_implementation", "prefill_chunk_size"))
+            check_call(kwargs, *given)
         if conversation is not None:
             return self._go_on(conversation, kwargs)
         if _filled(kwargs.get("past_key_values")):
@@ -259,9 +282,22 @@ class Session:
         self._replace(kwargs, done.prompt)
         kwargs["mm_encoder_outputs"] = done.encoder_outputs
         known = Conversation(ids.cpu(), done.prompt.to(torch.device("cpu")), ids.new_empty(len(ids), 0, device="cpu"))
-        output = self._answer(kwargs, ids, done.prompt, done.report._timings, known)
-        self.reports.append(done.report)
+        run = self._run(done)
+        output = self._answer(kwargs, ids, done.prompt, done.report._timings, known, run)
+        self.reports.append(done.report if run is None else run.told(done.report))
         return output
+
+    def _run(self, done: Prefilled) -> Run | None:
+        """Return how a prompt becomes shorter inside the language model, if it does."""
+        if self._thinning is None:
+            return None
+        crowds = []
+        for number, image in enumerate(done.report.images):
+            columns = (done.owners[image.row] == number).nonzero()[:, 0]
+            crowds.append(Crowd(image, columns, done.tokens[image.row, columns]))
+        wanted: str = self._thinning.method.numbering if self.policy.positions == "auto" else self.policy.positions
+        keeps = wanted == "original" or (self.policy.positions == "auto" and self._family.positions == "original")
+        return Run(self._thinning, done.prompt.to(torch.device("cpu")), crowds, anew=not keeps)
 
     def _go_on(self, conversation: Conversation, kwargs: dict[str, Any]) -> Tensor | ModelOutput:
         """Answer a conversation whose beginning is in a cache."""
@@ -280,21 +316,37 @@ class Session:
             )
         # Pixels that come along are those of the images in the cache.
         self._replace(kwargs, prompt.to(ids.device))
-        return self._answer(kwargs, ids, prompt, Timings(), conversation)
+        run = None
+        if conversation.thinned is not None:
+            if self._thinning is None:
+                raise ValueError(
+                    "past_key_values holds a prompt that was pruned inside the language model; go on in a session with "
+                    "inside, or start without a cache"
+                )
+            run = Run.resumed(self._thinning, prompt, conversation.thinned, kwargs["past_key_values"])
+        return self._answer(kwargs, ids, prompt, Timings(), conversation, run)
 
     def _answer(
-        self, kwargs: dict[str, Any], ids: Tensor, prompt: Prompt, timings: Timings, known: Conversation
+        self,
+        kwargs: dict[str, Any],
+        ids: Tensor,
+        prompt: Prompt,
+        timings: Timings,
+        known: Conversation,
+        run: Run | None,
     ) -> Tensor | ModelOutput:
         """Generate from the cut prompt, and note with the cache which ids it holds."""
         if not prompt.counts_like_text:
             kwargs["position_ids"] = prompt.position_ids.to(ids.device)
         beams = option(self.model, "num_beams", kwargs) or 1
-        with adding(), counting(self.model, prompt.mass):
+        with adding(), counting(self.model, prompt.mass), running(run), recording(timings):
             output = call(self.model, self._original, kwargs, ids, prompt, timings)
         if isinstance(output, Tensor):
             cache, sequences = kwargs.get("past_key_values"), output
         else:
             cache, sequences = output.get("past_key_values"), output["sequences"]
+        if run is not None and run.cuts:
+            known = dataclasses.replace(known, thinned=run.thinned)
         if cache is not None and _filled(cache):
             remember(cache, BEAMS if beams > 1 else known.grown(sequences, cache.get_seq_length()))
         return output
@@ -338,6 +390,28 @@ class Session:
             if inputs.get(name) is not None:
                 inputs[name] = prompt.gather(inputs[name], 0)
         inputs |= {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
+
+
+def _two_stages(
+    pruner: Pruner, inside: InsidePruner | str | None, policy: Policy
+) -> tuple[Pruner, InsidePruner | None]:
+    """Return the method before the language model and the one inside it."""
+    if isinstance(inside, str):
+        found = get_pruner(inside)
+        if not isinstance(found, InsidePruner):
+            raise TypeError(f"{inside} prunes before the language model; give it as the first method")
+        inside = found
+    if inside is not None and not isinstance(inside, InsidePruner):
+        raise TypeError(f"inside must be an InsidePruner or the name of one, not {type(inside).__name__}")
+    if isinstance(pruner, InsidePruner):
+        if inside is not None:
+            raise TypeError(f"{pruner.name} prunes inside the language model, and so does {inside.name}; leave out one")
+        pruner, inside = get_pruner(UNPRUNED), pruner
+    if inside is not None and policy.weighs:
+        raise ValueError(
+            f'dropped="{policy.dropped}" cannot be had while pruning inside the language model; use dropped="mean"'
+        )
+    return pruner, inside
 
 
 class _Shadow:

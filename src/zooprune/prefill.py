@@ -43,11 +43,16 @@ class Prefilled:
     encoder_outputs : dict of str to ModelOutput
         The rows of the tokens that stay, as `mm_encoder_outputs` of a model's forward pass.
     report : Report
+    owners, tokens : Tensor of int64, (B, L)
+        For each column of the prompts, which image of the report fills it, and which of that image's tokens it is; -1
+        for text and padding, and for separators.
     """
 
     prompt: Prompt
     encoder_outputs: dict[str, ModelOutput]
     report: Report
+    owners: Tensor
+    tokens: Tensor
 
 
 def prefill(
@@ -97,6 +102,7 @@ def prefill(
     stays = torch.ones_like(ids, dtype=torch.bool)
     mass = torch.ones(ids.shape, dtype=torch.float32)
     shown = torch.zeros(len(ids), dtype=torch.int64)
+    owners, numbers = torch.full_like(ids, -1), torch.full_like(ids, -1)
     outputs: dict[str, ModelOutput] = {}
     images: list[ImageReport] = []
     # The weights are looked at once for all images and tiles.
@@ -104,7 +110,7 @@ def prefill(
         for modality in present:
             with stage("encode", device):
                 encoded = encode(family, model, modality, inputs, of_tower)
-            kept, weights, merged, first = [], [], {}, 0
+            kept, weights, merged, first, fills = [], [], {}, 0, []
             for number, (row, visual) in enumerate(_groups(modality, encoded.visuals, slots[modality], policy)):
                 tokens = dataclasses.replace(visual.tokens, context=context[row])
                 asked = dataclasses.replace(visual, tokens=tokens)
@@ -118,11 +124,13 @@ def prefill(
                 kept.append(stay)
                 weights.append(_mass(selection, visual))
                 shown[row] += 1 if visual.images is None else int(visual.images[-1]) + 1
+                fills.append(_fills(len(images), visual))
                 separators = int(stay.sum()) - len(selection), visual.length - len(visual.tokens)
                 images.append(ImageReport(row, selection.cpu(), tokens.positions.cpu(), modality, separators))
             everywhere = torch.cat(kept)
             stays[slots[modality]] = everywhere
             mass[slots[modality]] = torch.cat(weights)
+            owners[slots[modality]], numbers[slots[modality]] = torch.cat(fills, dim=1)
             per_prompt = (stays & slots[modality]).sum(1)[slots[modality].any(1)].tolist()
             outputs[family.placeholder(modality)] = encoded.keep(everywhere, per_prompt, merged)
         axes = family.axes(model, inputs, mask)
@@ -133,7 +141,7 @@ def prefill(
         mass=mass[visual_slots] if policy.weighs and bool((mass > 1).any()) else None,
     )  # fmt: skip
     report = Report(tuple(images), ids.shape[1], prompt.input_ids.shape[1], timings)
-    return Prefilled(prompt.to(device), outputs, report)
+    return Prefilled(prompt.to(device), outputs, report, prompt.gather(owners, -1), prompt.gather(numbers, -1))
 
 
 def _keep_positions(policy: Policy, family: Family, images: Tensor) -> Tensor:
@@ -143,6 +151,13 @@ def _keep_positions(policy: Policy, family: Family, images: Tensor) -> Tensor:
         several = images > 1 if family.takes_positions else torch.zeros_like(images, dtype=torch.bool)
         return several | (family.positions == "original")
     return torch.full_like(images, policy.positions == "original", dtype=torch.bool)
+
+
+def _fills(number: int, visual: Visual) -> Tensor:
+    """Return of each slot of an image the image's number, and that of the token in it, -1 for separators: (2, length)."""
+    tokens = torch.full((visual.length,), -1)
+    tokens[visual.places] = torch.arange(len(visual.tokens))
+    return torch.stack([torch.full_like(tokens, number), tokens])
 
 
 def _mass(selection: Selection, visual: Visual) -> Tensor:

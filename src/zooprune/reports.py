@@ -27,6 +27,11 @@ class ImageReport:
     modality : {"image", "video"}
     separators : tuple of int
         How many separators were kept, and how many there were.
+    read : tuple of int
+        How many visual tokens each layer of the language model read, separators included; empty where nothing was
+        pruned inside it, so that all layers read as many.
+    survivors : tuple of (int, Tensor)
+        From which layer on which of the image's tokens were there, without separators; empty likewise.
     """
 
     row: int
@@ -34,10 +39,17 @@ class ImageReport:
     positions: Tensor
     modality: Modality = "image"
     separators: tuple[int, int] = (0, 0)
+    read: tuple[int, ...] = ()
+    survivors: tuple[tuple[int, Tensor], ...] = ()
+
+    @property
+    def average(self) -> float:
+        """Visual tokens that a layer of the language model read, on average, separators included."""
+        return sum(self.read) / len(self.read) if self.read else float(self.kept)
 
     @property
     def kept(self) -> int:
-        """Tokens that stayed, separators included."""
+        """Visual tokens that reached the language model, separators included."""
         return len(self.selection) + self.separators[0]
 
     @property
@@ -66,6 +78,11 @@ class Report:
     def kept(self) -> int:
         """Visual tokens that reached the language model, separators included, over the batch."""
         return sum(image.kept for image in self.images)
+
+    @property
+    def average(self) -> float:
+        """Visual tokens that a layer of the language model read, on average, separators included, over the batch."""
+        return sum(image.average for image in self.images)
 
     @property
     def total(self) -> int:

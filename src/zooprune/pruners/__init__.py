@@ -8,13 +8,14 @@ import pkgutil
 from importlib import import_module
 
 from zooprune.pruners.base import Pruner
+from zooprune.pruners.inside import InsidePruner
 from zooprune.pruners.registry import get_pruner, list_pruners, pruner_class, register
 
 for _module in pkgutil.iter_modules(__path__):
     _name = f"{__name__}.{_module.name}"
     for _member in list(vars(import_module(_name)).values()):
         _own = inspect.isclass(_member) and issubclass(_member, Pruner) and _member.__module__ == _name
-        if _own and _member is not Pruner:
+        if _own and _member not in (Pruner, InsidePruner):
             register(_member)
 
 from zooprune.pruners.none import KeepAll  # noqa: E402
@@ -23,4 +24,14 @@ from zooprune.pruners.zoo import ZooPrune  # noqa: E402
 #: The name of the method that keeps everything.
 UNPRUNED = KeepAll.name
 
-__all__ = ["UNPRUNED", "KeepAll", "Pruner", "ZooPrune", "get_pruner", "list_pruners", "pruner_class", "register"]
+__all__ = [
+    "UNPRUNED",
+    "InsidePruner",
+    "KeepAll",
+    "Pruner",
+    "ZooPrune",
+    "get_pruner",
+    "list_pruners",
+    "pruner_class",
+    "register",
+]

@@ -18,6 +18,8 @@ from zooprune.profiling import stage
 from zooprune.projectors import Sensitivity
 from zooprune.tokens import Budget, Selection, VisualTokens
 
+#: Where a method can prune.
+Where = Literal["before the language model", "inside the language model"]
 #: Chooses so many tokens of an image.
 Select = Callable[[int], Selection]
 
@@ -56,7 +58,7 @@ class Pruner:
     #: Options that depend on the model, and the range of each that is searched; see `zooprune.evaluation.tuning`.
     tunable: ClassVar[Mapping[str, tuple[float, float]]] = {}
     #: Where it prunes.
-    where: ClassVar[Literal["before the language model", "inside the language model"]] = "before the language model"
+    where: ClassVar[Where] = "before the language model"
     #: What it is made for. To a method for videos, an image is a video of one frame.
     modalities: ClassVar[tuple[Literal["image", "video"], ...]] = ("image", "video")
 

@@ -10,7 +10,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from zooprune.pruners.base import Pruner
+from zooprune.pruners.base import Pruner, Where
+from zooprune.pruners.inside import InsidePruner
 
 #: Other packages name their pruner classes under this entry-point group.
 ENTRY_POINTS = "zooprune.pruners"
@@ -24,7 +25,8 @@ def register(method: type[Pruner]) -> type[Pruner]:
     ------
     TypeError
         If it is not a frozen dataclass derived from `Pruner`, lacks a name or a source, has neither `score` nor
-        `select` of its own, or its `select` does not take the number of tokens to keep.
+        `select` of its own (`score_at`, if it prunes inside the language model), or its `select` does not take the
+        number of tokens to keep.
     ValueError
         If the name is taken.
     """
@@ -34,6 +36,8 @@ def register(method: type[Pruner]) -> type[Pruner]:
         raise TypeError(f"{method.__name__} must be decorated with @dataclass(frozen=True)")
     if not all(isinstance(getattr(method, field, None), str) for field in ("name", "source")):
         raise TypeError(f"{method.__name__} needs the class attributes name and source")
+    if issubclass(method, InsidePruner) and method.score_at is InsidePruner.score_at:
+        raise TypeError(f"{method.__name__} must define score_at()")
     if method.score is Pruner.score and method.select is Pruner.select:
         raise TypeError(f"{method.__name__} must define score() or select()")
     if list(inspect.signature(method.select).parameters)[2:3] != ["keep"]:
@@ -53,10 +57,16 @@ def _load_plugins() -> None:
             warnings.warn(f"the pruner {entry.name!r} of another package is left out: {error}", stacklevel=3)
 
 
-def list_pruners() -> tuple[str, ...]:
-    """Return the names of all methods, in the order they were registered."""
+def list_pruners(where: Where | None = None) -> tuple[str, ...]:
+    """Return the names of all methods, in the order they were registered.
+
+    Parameters
+    ----------
+    where : {"before the language model", "inside the language model"}, optional
+        Only of those that prune there.
+    """
     _load_plugins()
-    return tuple(_known)
+    return tuple(name for name, method in _known.items() if where in (None, method.where))
 
 
 def pruner_class(name: str) -> type[Pruner]:

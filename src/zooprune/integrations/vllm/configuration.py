@@ -207,6 +207,8 @@ def reason_against(name: str) -> str | None:
 
 
 def _method_reason(pruner: Pruner) -> str | None:
+    if "image" not in pruner.modalities:
+        return "it is made for videos, which are served whole"
     if not pruner.is_exact():
         return "it does not keep an exact number of tokens, which vLLM has to know before it encodes"
     if pruner.trained or pruner.where != "before the language model":

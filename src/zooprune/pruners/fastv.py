@@ -1,0 +1,58 @@
+"""FastV: the last token of the prompt looks, and half of what it looks at least goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from zooprune.pruners.inside import InsidePruner, check_layers, check_share, layer_number
+
+if TYPE_CHECKING:
+    from zooprune.decoder.layer import Layer
+
+
+@dataclass(frozen=True)
+class FastV(InsidePruner):
+    """Keep the visual tokens that the last token of the prompt attends to most in an early layer.
+
+    The attention is that of the layer before, the mean over its heads; from the layer on all others are gone. Tokens
+    that stay keep their positions.
+
+    Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
+    Vision-Language Models", arXiv 2403.06764, and its code, which reads the attention of the last token where the
+    paper writes of all. Only one row of the attention is worked out here, so that fast kernels stay in use.
+
+    Parameters
+    ----------
+    keep : int, float or None
+        Visual tokens per image that a layer reads on average, or a share of the image's tokens; None leaves `ratio`.
+    layer : int or float
+        In front of which layer, counted from 0, or at which share of the depth: layer 2 of 32 in the paper.
+    ratio : float
+        The share of the visual tokens that stays, where `keep` is None.
+    """
+
+    name: ClassVar[str] = "fastv"
+    source: ClassVar[str] = "arXiv 2403.06764"
+
+    layer: int | float = 0.0625
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layers([self.layer])
+        check_share("ratio", self.ratio)
+
+    def stages(self, depth: int) -> tuple[int, ...]:
+        """Return the one layer."""
+        return (layer_number(self.layer, depth),)
+
+    def shares(self, share: float | None, stages: int) -> tuple[float, ...]:
+        """Return what is left from the layer on."""
+        return (self.ratio if share is None else share,)
+
+    def score_at(self, layer: Layer) -> Tensor:
+        """Return the attention of the last token in the layer before."""
+        return layer.before.heads.attention(layer.last)[layer.visual]

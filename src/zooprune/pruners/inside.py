@@ -1,0 +1,167 @@
+"""What a method that prunes inside the language model is: it scores the visual tokens that a decoder layer would read.
+
+Such a method has one stage or several, each in front of a layer. It never sees hooks, masks or caches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from zooprune.policy import PositionPolicy
+from zooprune.pruners.base import Pruner
+from zooprune.tokens import Budget, Selection, VisualTokens
+
+if TYPE_CHECKING:
+    from zooprune.decoder.layer import Layer
+
+
+@dataclass(frozen=True)
+class InsidePruner(Pruner):
+    """Base of the methods that prune inside the language model.
+
+    A method writes `stages`, `shares` and `score_at`, and `choose_at` as well when the kept tokens are not simply the
+    highest scoring ones.
+
+    Parameters
+    ----------
+    keep : int, float or None
+        Visual tokens per image that a decoder layer reads on average over all layers, or a share of the image's tokens.
+        None is the paper's own schedule.
+    """
+
+    where = "inside the language model"
+    query_aware: ClassVar[bool] = True
+    scores_label: ClassVar[str] = "attention"
+    #: What the paper does with the positions of the tokens that stay.
+    numbering: ClassVar[PositionPolicy] = "original"
+
+    # Elsewhere a budget is always given; here the paper's schedule is the default.
+    keep: int | float | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.keep is not None:
+            Budget(self.keep)
+
+    def stages(self, depth: int) -> tuple[int, ...]:
+        """Return in front of which layers of a decoder it prunes, ascending; layers are numbered from 0.
+
+        Raises
+        ------
+        ValueError
+            If the decoder has no such layer.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define stages()")
+
+    def shares(self, share: float | None, stages: int) -> tuple[float, ...]:
+        """Return what each stage leaves of the visual tokens that entered the language model.
+
+        Parameters
+        ----------
+        share : float or None
+            What the first stage leaves; None for what the paper says.
+        stages : int
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define shares()")
+
+    def counts(self, visual: int, total: int, depth: int) -> tuple[int | None, ...]:
+        """Return how many visual tokens of an image stay after each stage; None where the method's own rule decides.
+
+        Parameters
+        ----------
+        visual : int
+            Visual tokens of the image that enter the language model.
+        total : int
+            Visual tokens that the image has without any pruning, of which a float `keep` is a share.
+        depth : int
+            Layers of the decoder.
+
+        Raises
+        ------
+        ValueError
+            If the layers in front of the first stage alone read more than the budget.
+        """
+        stages = self.stages(depth)
+        if self.keep is None:
+            return tuple(math.floor(visual * share) for share in self.shares(None, len(stages)))
+        target = Budget(self.keep).count(total)
+        if target >= visual:
+            return (visual,) * len(stages)
+        lengths = [end - start for start, end in zip(stages, [*stages[1:], depth], strict=True)]
+
+        def average(share: float) -> float:
+            left = self.shares(share, len(stages))
+            read = stages[0] + sum(length * each for length, each in zip(lengths, left, strict=True))
+            return visual * read / depth
+
+        if average(0.0) > target:
+            raise ValueError(
+                f"{self.name} prunes first in front of layer {stages[0]} of {depth}, so that a layer reads at least "
+                f"{average(0.0):.1f} visual tokens of this image on average, and keep={self.keep} asks for {target}; "
+                "prune at an earlier layer, or before the language model too"
+            )
+        low, high = 0.0, 1.0
+        while high - low > 1e-9:
+            middle = (low + high) / 2
+            low, high = (middle, high) if average(middle) < target else (low, middle)
+        return tuple(math.floor(visual * share + 0.5) for share in self.shares(high, len(stages)))
+
+    def score_at(self, layer: Layer) -> Tensor:
+        """Return what each visual token of one image is worth in front of a layer: float32, (n,)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define score_at()")
+
+    def choose_at(self, scores: Tensor, layer: Layer, keep: int | None) -> Tensor:
+        """Return which of these visual tokens stay, in any order. Ties go to the lowest index."""
+        return torch.sort(scores, descending=True, stable=True).indices[:keep]
+
+    def select(self, tokens: VisualTokens, keep: int) -> Selection:
+        """Refuse: there are no tokens to choose among before the language model reads them."""
+        raise TypeError(f"{self.name} prunes inside the language model; use prune(model, None, inside={self.name!r})")
+
+
+def layer_number(layer: int | float, depth: int) -> int:
+    """Return the number of a layer that is given as a number or as a share of the decoder's depth.
+
+    Parameters
+    ----------
+    layer : int or float
+        An int from 1 on is a number, counted from 0; a float in (0, 1) is a share, so that 0.25 is layer 8 of 32 and
+        layer 7 of 28. A share never means the first layer, in front of which nothing is known.
+    depth : int
+
+    Raises
+    ------
+    ValueError
+        If the decoder has no such layer, or it is the first.
+    """
+    if isinstance(layer, float):
+        return min(max(1, math.floor(layer * depth + 0.5)), depth - 1)
+    if layer >= depth:
+        raise ValueError(
+            f"layer {layer} cannot be pruned at, as the language model has {depth}; give 1 to {depth - 1}, "
+            "or a share of its depth as a float"
+        )
+    return layer
+
+
+def check_layers(layers: Sequence[int | float]) -> None:
+    """Raise an error unless these can be layers in front of which a decoder is pruned, in ascending order."""
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, (int, float)):
+            raise TypeError(f"a layer is an int (its number) or a float (a share of the depth), not {layer!r}")
+        if (isinstance(layer, int) and layer < 1) or (isinstance(layer, float) and not 0 < layer < 1):
+            raise ValueError(f"layer {layer} is neither a number from 1 on nor a share between 0 and 1")
+    kinds = {type(layer) for layer in layers}
+    if not layers or len(kinds) > 1 or any(low >= high for low, high in zip(layers, layers[1:], strict=False)):
+        raise ValueError(f"layers={layers} must be ascending, and all numbers or all shares")
+
+
+def check_share(name: str, share: float) -> None:
+    """Raise a ValueError unless an option is a share in (0, 1]."""
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise ValueError(f"{name}={share!r} is not a share in (0, 1]")
