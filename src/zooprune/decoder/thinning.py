@@ -237,8 +237,12 @@ class Run:
         """Find out what a forward pass of the model is: one of this call, or one that somebody else runs meanwhile."""
         self.now = None
         ids, mask, cache = (kwargs.get(name) for name in ("input_ids", "attention_mask", "past_key_values"))
-        if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or len(ids) % self.rows or mask.ndim != 2:
+        if not isinstance(ids, Tensor) or len(ids) % self.rows:
             return
+        if mask is None:
+            # So `generate` says that nothing is padding.
+            past = 0 if cache is None else cache.get_seq_length()
+            mask = torch.ones(len(ids), past + ids.shape[1], dtype=torch.bool, device=ids.device)
         choosing = not self.chosen
         if choosing:
             self.cache, self.chosen = cache, True
