@@ -149,6 +149,11 @@ def layer_number(layer: int | float, depth: int) -> int:
     return layer
 
 
+def layer_numbers(layers: Sequence[int | float], depth: int) -> tuple[int, ...]:
+    """Return the numbers of layers as `layer_number` does; those that fall together in a shallow decoder count once."""
+    return tuple(dict.fromkeys(layer_number(layer, depth) for layer in layers))
+
+
 def check_layers(layers: Sequence[int | float]) -> None:
     """Raise an error unless these can be layers in front of which a decoder is pruned, in ascending order."""
     for layer in layers:
