@@ -77,7 +77,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--method", nargs="*", default=[name for name in list_pruners() if name != UNPRUNED])
+    parser.add_argument(
+        "--method", nargs="*", default=[name for name in list_pruners("before the language model") if name != UNPRUNED]
+    )
     parser.add_argument("--print", action="store_true", help="print what was measured before, and measure nothing")
     arguments = parser.parse_args()
     if not arguments.print:

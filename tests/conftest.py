@@ -37,8 +37,8 @@ from zooprune.pruners import UNPRUNED, Pruner
 from zooprune.tokens import Budget, Selection, VisualTokens
 
 IMAGE, PAD, BOS = 3, 0, 1
-#: All methods that leave something out.
-METHODS = [name for name in list_pruners() if name != UNPRUNED]
+#: All methods that leave something out before the language model.
+METHODS = [name for name in list_pruners("before the language model") if name != UNPRUNED]
 GRID = 6
 
 

@@ -245,7 +245,11 @@ def _rows(prepared: Mapping[str, Any]) -> Tensor:
 COMPARED: dict[str, dict[str, Any]] = {
     **{family: {"family": family, "method": None} for family in CASES},
     "llava, zoo": {"family": "llava"},
-    **{f"llava, {method}": {"family": "llava", "method": method} for method in list_pruners() if method != "zoo"},
+    **{
+        f"llava, {method}": {"family": "llava", "method": method}
+        for method in list_pruners("before the language model")
+        if method != "zoo"
+    },
     "by tile": {"family": "llava_next", "scope": "tile", "newlines": "rows"},
     "by prompt": {"family": "llava_next", "scope": "prompt", "newlines": "keep"},
     "original positions": {"family": "llava", "positions": "original"},

@@ -39,7 +39,7 @@ class Drawn(InsidePruner):
     left: tuple[float, ...] = (0.5, 0.25)
     seen: list = field(default_factory=list, compare=False)
 
-    def stages(self, depth):
+    def places(self):
         return self.layers
 
     def shares(self, share, stages):

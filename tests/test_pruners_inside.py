@@ -92,40 +92,43 @@ def test_feather_is_the_official_code(case):
 
 
 def test_the_papers_schedules():
-    assert FastV().counts(576, 576, 32) == (288,)
-    assert PyramidDrop().counts(576, 576, 32) == (288, 144, 72)
-    assert FastV().stages(32) == (2,) and PyramidDrop().stages(32) == (8, 16, 24) and Feather().stages(32) == (8, 16)
-    assert PyramidDrop().stages(28) == (7, 14, 21) and PyramidDrop().stages(4) == (1, 2, 3)
-    assert PyramidDrop().stages(2) == (1,) and FastV().stages(4) == (1,)
+    assert FastV().schedule(576, 576, 32) == ((2, 288),)
+    assert PyramidDrop().schedule(576, 576, 32) == ((8, 288), (16, 144), (24, 72))
+    assert Feather().schedule(729, 729, 32) == ((8, None), (16, None))
+    assert PyramidDrop().schedule(576, 576, 28) == ((7, 288), (14, 144), (21, 72))
+    assert PyramidDrop().schedule(576, 576, 2) == ((1, 288),)
+    assert FastV().schedule(576, 576, 4) == ((1, 288),)
 
 
 @pytest.mark.parametrize(("keep", "left"), [(192, 166), (128, 98), (64, 30)])
 def test_budgets_of_fastv_are_those_of_the_literature(keep, left):
     """An average of 64 over 32 layers with the first two whole: (32 * 64 - 2 * 576) / 30."""
-    assert FastV(keep=keep).counts(576, 576, 32) == (left,)
+    assert FastV(keep=keep).schedule(576, 576, 32) == ((2, left),)
+
+
+def test_shares_of_the_depth_come_earlier_for_a_small_budget_and_numbers_do_not():
+    assert [layer for layer, _ in PyramidDrop(keep=192).schedule(576, 576, 32)] == [8, 16, 24]
+    assert [layer for layer, _ in PyramidDrop(keep=128).schedule(576, 576, 32)] == [5, 10, 15]
+    assert [layer for layer, _ in PyramidDrop(keep=64).schedule(576, 576, 32)] == [2, 4, 6]
+    assert [layer for layer, _ in FastV(keep=32).schedule(576, 576, 32)] == [1]
+    for method in (PyramidDrop(keep=128, layers=(8, 16, 24)), FastV(keep=32, layer=2), FastV(keep=10)):
+        with pytest.raises(ValueError, match="prune at an earlier layer, or before the language model too"):
+            method.schedule(576, 576, 32)
 
 
 @pytest.mark.parametrize("name", INSIDE)
 @pytest.mark.parametrize(("visual", "total"), [(576, 576), (100, 576), (576, 700)])
 @pytest.mark.parametrize("depth", [4, 28, 32])
 def test_an_average_is_met(name, visual, total, depth):
-    method = pruner_class(name)
-    if not getattr(method, "takes_budget", True):
-        pytest.skip("its schedule is fixed: see below")
-    stages = method().stages(depth)
-    lowest = visual * stages[0] / depth
-    for target in range(int(lowest) + 2, visual, 97):
-        counts = get_pruner(name, keep=target).counts(visual, total, depth)
-        ends = [*stages[1:], depth]
-        read = visual * stages[0] + sum(
-            count * (end - start) for count, start, end in zip(counts, stages, ends, strict=True)
+    for target in range(visual // depth + 2, visual, 97):
+        planned = get_pruner(name, keep=target).schedule(visual, total, depth)
+        layers, counts = zip(*planned, strict=True)
+        read = visual * layers[0] + sum(
+            count * (end - start) for (start, count), end in zip(planned, [*layers[1:], depth], strict=True)
         )
         assert abs(read / depth - target) <= 0.5
-        assert list(counts) == sorted(counts, reverse=True)
-    assert get_pruner(name, keep=1.0).counts(visual, visual, depth) == (visual,) * len(stages)
-    if lowest > 1:
-        with pytest.raises(ValueError, match="prune at an earlier layer, or before the language model too"):
-            get_pruner(name, keep=1).counts(visual, total, depth)
+        assert list(counts) == sorted(counts, reverse=True) and list(layers) == sorted(set(layers))
+    assert get_pruner(name, keep=1.0).schedule(visual, visual, depth) == ()
 
 
 def test_layers_as_numbers_and_shares():

@@ -25,7 +25,7 @@ from zooprune.compaction import Prompt
 from zooprune.decoder.cuts import Cut, Thinned, cut_positions, cut_rows, gathered, gathered_mask, lowered, with_tail
 from zooprune.decoder.layer import Layer, View, of_one_prompt
 from zooprune.profiling import stage as timed
-from zooprune.pruners.inside import InsidePruner
+from zooprune.pruners.inside import InsidePruner, layer_numbers
 from zooprune.reports import ImageReport, Report
 from zooprune.tokens import NEWLINE
 
@@ -54,7 +54,7 @@ class Thinning:
     def __init__(self, model: PreTrainedModel, method: InsidePruner) -> None:
         decoder: Any = model.get_decoder()
         self.layers = _usual_layers(model, decoder)
-        self.stages = method.stages(len(self.layers))
+        layer_numbers(method.places(), len(self.layers))
         self.method, self.rotary, self.config = method, decoder.rotary_emb, decoder.config
         self._handles = [
             model.register_forward_pre_hook(self._enter_model, with_kwargs=True),
@@ -171,7 +171,6 @@ class Crowd:
 
     def __init__(self, report: ImageReport, columns: Tensor, tokens: Tensor) -> None:
         self.report, self.columns, self.tokens = report, columns, tokens
-        self.total = report.selection.total + report.separators[1]
         self.positions = torch.where(tokens[:, None] < 0, NEWLINE, report.positions[tokens.clamp_min(0)])
         #: Which of them are still there, from which layer on.
         self.alive: list[tuple[int, Tensor]] = [(0, torch.arange(len(columns)))]
@@ -207,7 +206,13 @@ class Run:
     def __init__(self, thinning: Thinning, prompt: Prompt, crowds: Sequence[Crowd], *, anew: bool) -> None:
         self.thinning, self.crowds, self.anew = thinning, crowds, anew
         depth = len(thinning.layers)
-        self.counts = [thinning.method.counts(len(crowd.columns), crowd.total, depth) for crowd in crowds]
+        #: Of each image by layer, which stage that is and how many tokens stay.
+        self.stages: list[dict[int, tuple[int, int | None]]] = []
+        for crowd in crowds:
+            total = crowd.report.selection.total + crowd.report.separators[1]
+            planned = thinning.method.schedule(len(crowd.columns), total, depth)
+            self.stages.append({layer: (stage, keep) for stage, (layer, keep) in enumerate(planned)})
+        self.layers = sorted({layer for stages in self.stages for layer in stages})
         self.rows, self.width = prompt.input_ids.shape
         #: The column of the prompt that each row is of, in front of the layer at hand.
         self.held = torch.arange(self.width).expand(self.rows, -1).masked_fill(prompt.attention_mask == 0, -1)
@@ -283,8 +288,8 @@ class Pass:
 
     def enter(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Return what a layer is to read, and with what."""
-        run, stages = self.run, self.run.thinning.stages
-        if self.choosing and number in stages:
+        run = self.run
+        if self.choosing and number in run.layers:
             with torch.no_grad(), timed("choose inside", hidden.device):
                 self._choose(number, hidden, kwargs["position_embeddings"])
             self._before = None
@@ -295,7 +300,7 @@ class Pass:
                 width = run.width if before is None else before.columns.shape[1]
                 hidden = gathered(hidden, with_tail(cut.source, width, hidden.shape[1]))
             kwargs = kwargs | self._fitting(cut, number, hidden, kwargs)
-        if self.choosing and number + 1 in stages:
+        if self.choosing and number + 1 in run.layers:
             self._before = hidden, kwargs["position_embeddings"]
         return hidden, kwargs
 
@@ -382,9 +387,9 @@ class Pass:
         stays = run.held >= 0
         here = hidden, self._tables(self._cut(number - 1, hidden.device), tables)
         views: dict[int, tuple[View, View]] = {}
-        stage = run.thinning.stages.index(number)
-        for crowd, counts in zip(run.crowds, run.counts, strict=True):
-            row, keep, alive = crowd.report.row, counts[stage], crowd.alive[-1][1]
+        for crowd, stages in zip(run.crowds, run.stages, strict=True):
+            row, alive = crowd.report.row, crowd.alive[-1][1]
+            stage, keep = stages.get(number, (0, len(alive)))
             if not len(alive) or (keep is not None and keep >= len(alive)):
                 continue
             there = (run.held[row] >= 0).nonzero()[:, 0]
@@ -448,7 +453,8 @@ class Pass:
     def without_deeper(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Take out the rows that deeper layers of the tower add, which are added to those that stay."""
         deeper, where = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
-        if deeper is None or where is None or len(deeper) <= self.run.thinning.stages[0]:
+        cuts = [*self.run.layers, *(cut.layer for cut in self.run.cuts)]
+        if deeper is None or where is None or len(deeper) <= min(cuts, default=len(deeper)):
             return kwargs
         self._deeper = where, deeper
         return kwargs | {"deepstack_visual_embeds": None, "visual_pos_masks": None}

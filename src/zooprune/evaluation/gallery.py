@@ -60,6 +60,8 @@ def choose(
     for setting in grid(sorted(methods or list_pruners()), [keep], [seed], sensitivity=family.sensitivity):
         pruner = setting.pruner()
         try:
+            if pruner.where != "before the language model":
+                raise ValueError(f"{pruner.name} prunes inside the language model; choose another method")
             if "image" not in pruner.modalities:
                 raise ValueError(f"{pruner.name} is made for videos, not for images; choose another method")
             check_signals(model, family, pruner)

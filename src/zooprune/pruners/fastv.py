@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from zooprune.pruners.inside import InsidePruner, check_layers, check_share, layer_number
+from zooprune.pruners.inside import InsidePruner, check_layers, check_share
 
 if TYPE_CHECKING:
     from zooprune.decoder.layer import Layer
@@ -45,9 +45,9 @@ class FastV(InsidePruner):
         check_layers([self.layer])
         check_share("ratio", self.ratio)
 
-    def stages(self, depth: int) -> tuple[int, ...]:
+    def places(self) -> tuple[int | float, ...]:
         """Return the one layer."""
-        return (layer_number(self.layer, depth),)
+        return (self.layer,)
 
     def shares(self, share: float | None, stages: int) -> tuple[float, ...]:
         """Return what is left from the layer on."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from zooprune.pruners.inside import InsidePruner, check_layers, check_share, layer_numbers
+from zooprune.pruners.inside import InsidePruner, check_layers, check_share
 
 if TYPE_CHECKING:
     from zooprune.decoder.layer import Layer
@@ -58,20 +58,19 @@ class Feather(InsidePruner):
         """Return whether there is a budget: without one, how many tokens are on the grid alone depends on the image."""
         return self.keep is not None
 
-    def stages(self, depth: int) -> tuple[int, ...]:
+    def places(self) -> tuple[int | float, ...]:
         """Return the layers."""
-        return layer_numbers(self.layers, depth)
+        return self.layers
 
     def shares(self, share: float | None, stages: int) -> tuple[float, ...]:
         """Return what is left when later stages keep the square of the first one's share of what they find."""
         ratio = self.ratio if share is None else share
         return tuple(ratio ** (2 * stage + 1) for stage in range(stages))
 
-    def counts(self, visual: int, total: int, depth: int) -> tuple[int | None, ...]:
+    def schedule(self, visual: int, total: int, depth: int) -> tuple[tuple[int, int | None], ...]:
         """Leave the counts to `choose_at` where there is no budget."""
-        if self.keep is None:
-            return (None,) * len(self.stages(depth))
-        return super().counts(visual, total, depth)
+        found = super().schedule(visual, total, depth)
+        return tuple((layer, None) for layer, _ in found) if self.keep is None else found
 
     def score_at(self, layer: Layer) -> Tensor:
         """Return the attention of the last token to the visual tokens, without positions."""

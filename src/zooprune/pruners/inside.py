@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from zooprune.decoder.layer import Layer
 
 
+#: How much of a budget the layers in front of the first stage may read.
+EARLIEST_SHARE = 0.75
+
+
 @dataclass(frozen=True)
 class InsidePruner(Pruner):
     """Base of the methods that prune inside the language model.
 
-    A method writes `stages`, `shares` and `score_at`, and `choose_at` as well when the kept tokens are not simply the
+    A method writes `places`, `shares` and `score_at`, and `choose_at` as well when the kept tokens are not simply the
     highest scoring ones.
 
     Parameters
@@ -48,15 +52,9 @@ class InsidePruner(Pruner):
         if self.keep is not None:
             Budget(self.keep)
 
-    def stages(self, depth: int) -> tuple[int, ...]:
-        """Return in front of which layers of a decoder it prunes, ascending; layers are numbered from 0.
-
-        Raises
-        ------
-        ValueError
-            If the decoder has no such layer.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not define stages()")
+    def places(self) -> tuple[int | float, ...]:
+        """Return in front of which layers it prunes, as numbers or as shares of the depth, ascending."""
+        raise NotImplementedError(f"{type(self).__name__} does not define places()")
 
     def shares(self, share: float | None, stages: int) -> tuple[float, ...]:
         """Return what each stage leaves of the visual tokens that entered the language model.
@@ -69,8 +67,11 @@ class InsidePruner(Pruner):
         """
         raise NotImplementedError(f"{type(self).__name__} does not define shares()")
 
-    def counts(self, visual: int, total: int, depth: int) -> tuple[int | None, ...]:
-        """Return how many visual tokens of an image stay after each stage; None where the method's own rule decides.
+    def schedule(self, visual: int, total: int, depth: int) -> tuple[tuple[int, int | None], ...]:
+        """Return in front of which layers how many visual tokens of an image stay; None where its own rule decides.
+
+        With a budget, the shares are found with which it is met. Layers given as shares of the depth come earlier where
+        those in front of the first stage would read more than `EARLIEST_SHARE` of the budget.
 
         Parameters
         ----------
@@ -84,32 +85,40 @@ class InsidePruner(Pruner):
         Raises
         ------
         ValueError
-            If the layers in front of the first stage alone read more than the budget.
+            If the decoder has no such layer, or the layers in front of the first stage read more than the budget.
         """
-        stages = self.stages(depth)
+        layers = layer_numbers(self.places(), depth)
         if self.keep is None:
-            return tuple(math.floor(visual * share) for share in self.shares(None, len(stages)))
+            left = self.shares(None, len(layers))
+            return tuple((layer, math.floor(visual * share)) for layer, share in zip(layers, left, strict=True))
         target = Budget(self.keep).count(total)
         if target >= visual:
-            return (visual,) * len(stages)
-        lengths = [end - start for start, end in zip(stages, [*stages[1:], depth], strict=True)]
+            return ()
+        if isinstance(self.places()[0], float):
+            latest = max(1, math.floor(EARLIEST_SHARE * target * depth / visual))
+            layers = (
+                tuple(dict.fromkeys(max(1, layer * latest // layers[0]) for layer in layers))
+                if latest < layers[0]
+                else layers
+            )
+        if visual * layers[0] > target * depth:
+            raise ValueError(
+                f"{self.name} prunes first in front of layer {layers[0]} of {depth}, so that a layer reads at least "
+                f"{visual * layers[0] / depth:.1f} visual tokens of this image on average, and keep={self.keep} asks "
+                f"for {target}; prune at an earlier layer, or before the language model too"
+            )
+        lengths = [end - start for start, end in zip(layers, [*layers[1:], depth], strict=True)]
 
         def average(share: float) -> float:
-            left = self.shares(share, len(stages))
-            read = stages[0] + sum(length * each for length, each in zip(lengths, left, strict=True))
-            return visual * read / depth
+            left = self.shares(share, len(layers))
+            return visual * (layers[0] + sum(a * b for a, b in zip(lengths, left, strict=True))) / depth
 
-        if average(0.0) > target:
-            raise ValueError(
-                f"{self.name} prunes first in front of layer {stages[0]} of {depth}, so that a layer reads at least "
-                f"{average(0.0):.1f} visual tokens of this image on average, and keep={self.keep} asks for {target}; "
-                "prune at an earlier layer, or before the language model too"
-            )
         low, high = 0.0, 1.0
         while high - low > 1e-9:
             middle = (low + high) / 2
             low, high = (middle, high) if average(middle) < target else (low, middle)
-        return tuple(math.floor(visual * share + 0.5) for share in self.shares(high, len(stages)))
+        left = self.shares(high, len(layers))
+        return tuple((layer, math.floor(visual * share + 0.5)) for layer, share in zip(layers, left, strict=True))
 
     def score_at(self, layer: Layer) -> Tensor:
         """Return what each visual token of one image is worth in front of a layer: float32, (n,)."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from zooprune.policy import PositionPolicy
-from zooprune.pruners.inside import InsidePruner, check_layers, check_share, layer_numbers
+from zooprune.pruners.inside import InsidePruner, check_layers, check_share
 
 if TYPE_CHECKING:
     from zooprune.decoder.layer import Layer
@@ -47,9 +47,9 @@ class PyramidDrop(InsidePruner):
         check_layers(self.layers)
         check_share("ratio", self.ratio)
 
-    def stages(self, depth: int) -> tuple[int, ...]:
+    def places(self) -> tuple[int | float, ...]:
         """Return the layers."""
-        return layer_numbers(self.layers, depth)
+        return self.layers
 
     def shares(self, share: float | None, stages: int) -> tuple[float, ...]:
         """Return the powers of the ratio."""
