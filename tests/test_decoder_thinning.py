@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pytest
 import torch
-from torch import nn
+from transformers import DynamicCache
 
 from test_continuing import longer
-from test_decoder_mass import logits_of
+from test_decoder_mass import logits_of  # it registers flash_like as well
+from test_practice import lora, offloaded
+from test_profiling import counted
 from zoo_of_models import CASES, IMAGE, TEXT, VIDEO, make_videos
-from zooprune import ZooPrune, prune
+from zooprune import ZooPrune, list_pruners, prune
+from zooprune.costs import generation_flops, kv_cache_bytes
 from zooprune.pruners import InsidePruner, get_pruner
 from zooprune.pruners.fastv import FastV
+from zooprune.reports import lengths
 
 #: Families with layers that hold no key for every token.
 REFUSED = ("qwen3_5", "mistral_large4", "lfm2_vl", "lfm2_vl_plain", "lfm3_vl", "glm5_next")
@@ -157,7 +162,7 @@ def test_what_is_dropped_is_as_if_it_were_not_seen(case, model, positions, alone
     plain = logits_of(model.generate(**inputs, **GREEDY))
     assert not torch.allclose(found[0, 0], plain[0, 0], atol=1e-3)
     for image in session.reports[-1].images:
-        entered = image.entered
+        entered = image.kept
         assert image.read == (entered, int(entered * 0.5), int(entered * 0.5), int(entered * 0.25))
 
 
@@ -166,7 +171,7 @@ def test_keeping_all_gives_what_no_session_gives(case, model):
     expected = logits_of(model.generate(**inputs, **GREEDY))
     with prune(model, None, inside=Drawn(left=(1.0, 1.0))) as session:
         assert torch.equal(logits_of(model.generate(**inputs, **GREEDY)), expected)
-    assert all(image.read == (image.entered,) * DEPTH for image in session.reports[-1].images)
+    assert all(image.read == (image.kept,) * DEPTH for image in session.reports[-1].images)
 
 
 def test_a_batch_gives_what_its_rows_give(case, model):
@@ -252,16 +257,16 @@ def test_the_model_is_left_as_it_was_also_after_an_error(case, model):
         {name: len(value) if name in HOOKS else None for name, value in vars(module).items()} for module in modules
     ]
 
-    class Broken(Exception):
+    class BrokenError(Exception):
         pass
 
     @dataclass(frozen=True)
     class Breaking(Drawn):
         def score_at(self, layer):
-            raise Broken
+            raise BrokenError
 
     with prune(model, None, inside=Breaking()):
-        with pytest.raises(Broken):
+        with pytest.raises(BrokenError):
             model.generate(**inputs, **GREEDY)
         assert model.model.training is False
     for module, held in zip(modules, before, strict=True):
@@ -297,6 +302,200 @@ def test_attention_rows_are_those_of_the_model(case, model):
         attentions = model(**inputs, output_attentions=True, use_cache=False).attentions
     model.set_attn_implementation(implementation)
     for number, found in rows.items():
-        if number == 1:
-            for back, one in enumerate(found):
-                torch.testing.assert_close(one, attentions[number][0, :, -1 - back], rtol=1e-4, atol=1e-5)
+        for back, one in enumerate(found):
+            torch.testing.assert_close(one, attentions[number][0, :, -1 - back], rtol=1e-4, atol=1e-5)
+
+
+INSIDE = list_pruners("inside the language model")
+NEW = {"max_new_tokens": 3, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def llava_with_layers():
+    return deep("llava", 6)
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("keep", [None, 12, 0.5])
+@pytest.mark.parametrize("scope", ["image", "prompt"])
+def test_every_method_at_every_budget(llava_with_layers, name, keep, scope):
+    model, method = llava_with_layers, get_pruner(name, keep=keep)
+    inputs = CASES["llava"].make(model, [[0], [0, 0], []])
+    with prune(model, None, inside=method, scope=scope) as session:
+        together = model.generate(**inputs, **NEW)
+        assert torch.equal(together[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
+        model.generate(**inputs, **NEW)
+        alone = model.generate(**CASES["llava"].make(model, [[0, 0]], seed=1), **NEW)
+    assert torch.equal(alone[0, -3:], together[1, -3:])
+    first, second, _ = session.reports
+    assert [image.read for image in first.images] == [image.read for image in second.images]
+    for image in first.images:
+        assert len(image.read) == 6 and image.read[0] == image.kept and list(image.read) == sorted(image.read)[::-1]
+        if keep is not None:
+            target = keep if isinstance(keep, int) else round(keep * image.kept)
+            assert abs(image.average - min(target, image.kept)) <= (
+                0.5 if method.is_exact() else image.kept / 12 + 1e-6
+            )
+    assert first.average == sum(image.average for image in first.images) < first.total
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_method_inside_may_stand_alone(llava_with_layers, name):
+    model = llava_with_layers
+    inputs = CASES["llava"].make(model, [[0]])
+    with prune(model, name, keep=12) as session:
+        expected = model.generate(**inputs, **NEW)
+    with prune(model, "none", inside=get_pruner(name, keep=12)) as other:
+        assert torch.equal(model.generate(**inputs, **NEW), expected)
+    assert session.reports[0].images[0].read == other.reports[0].images[0].read
+
+
+def test_two_stages_have_one_report(llava_with_layers):
+    model = llava_with_layers
+    inputs = CASES["llava"].make(model, [[0]])
+    with prune(model, ZooPrune(keep=12), inside=FastV(keep=6, layer=2)) as session:
+        model.generate(**inputs, **NEW)
+    (image,) = session.reports[0].images
+    # (12 + 12 + 4 * 3) / 6.
+    assert image.read == (12, 12, 3, 3, 3, 3) and image.average == session.reports[0].average == 6
+    (_, all_of_them), (layer, left) = image.survivors
+    assert layer == 2 and torch.isin(left, all_of_them).all() and len(all_of_them) == 12 == len(image.selection)
+
+
+def test_operations_are_those_of_the_schedule(llava_with_layers):
+    model = llava_with_layers
+    inputs = CASES["llava"].make(model, [[0]])
+    config, length = model.config.get_text_config(), inputs["input_ids"].shape[1]
+    with prune(model, None):
+        plain = counted(lambda: model.generate(**inputs, **NEW))
+    with prune(model, None, inside=get_pruner("vtw", layer=2)) as session:
+        thinned = counted(lambda: model.generate(**inputs, **NEW))
+    read = lengths(session.reports[0].images, length)
+    assert read == (length, length, *[length - 16] * 4)
+    assert plain - thinned == generation_flops(config, length, 3) - generation_flops(config, read, 3)
+    assert (
+        kv_cache_bytes(config, read, torch.float32) * length
+        == kv_cache_bytes(config, length, torch.float32) * (sum(read) // 6)
+        if sum(read) % 6 == 0
+        else True
+    )
+    assert lengths((), 7) == 7
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"prefill_chunk_size": 4}, "prefill_chunk_size cannot be used"),
+    ({"cache_implementation": "static"}, "a cache of fixed size cannot be used"),
+])  # fmt: skip
+def test_what_cannot_be_had_is_refused_at_entry(llava_with_layers, options, message):
+    model = llava_with_layers
+    inputs = CASES["llava"].make(model, [[0]])
+    with prune(model, None, inside="fastv"):
+        with pytest.raises(ValueError, match=message):
+            model.generate(**inputs, **NEW, **options)
+        model.generate(**inputs, **NEW)
+
+
+def test_wrong_ways_in_are_explained(llava_with_layers):
+    model = llava_with_layers
+    for arguments, error, message in (
+        ({"pruner": None, "inside": "zoo"}, TypeError, "prunes before the language model"),
+        ({"pruner": None, "inside": 3}, TypeError, "inside must be an InsidePruner"),
+        ({"pruner": "fastv", "inside": "vtw"}, TypeError, "leave out one"),
+        ({"pruner": None, "inside": "fastv", "dropped": "mass"}, ValueError, 'use dropped="mean"'),
+        ({"pruner": None, "inside": FastV(layer=6)}, ValueError, "give 1 to 5"),
+        ({"pruner": None, "inside": "fastw"}, ValueError, "did you mean 'fastv'"),
+    ):
+        with pytest.raises(error, match=message):
+            prune(model, **arguments)
+        assert "generate" not in vars(model) and not model._forward_pre_hooks
+    inputs = CASES["llava"].make(model, [[0]])
+    with prune(model, None, inside=FastV(keep=1)) as session:
+        with pytest.raises(ValueError, match="prune at an earlier layer"):
+            model.generate(**inputs, **NEW)
+        with pytest.raises(ValueError, match="with generate"):
+            session.prepare(inputs)
+
+
+def test_a_thinned_cache_needs_a_session_that_thins(llava_with_layers):
+    model = llava_with_layers
+    inputs = CASES["llava"].make(model, [[0]])
+    with prune(model, None, inside="fastv"):
+        first = model.generate(**inputs, **GREEDY)
+    turn = longer(first.sequences, inputs)
+    with prune(model, "random", keep=3), pytest.raises(ValueError, match="go on in a session with inside"):
+        model.generate(**turn, past_key_values=first.past_key_values)
+    with prune(model, None, inside="pyramiddrop"):
+        model.generate(**turn, past_key_values=first.past_key_values, max_new_tokens=1)
+
+
+def test_videos_thin_like_images():
+    model = deep("qwen2_5_vl")
+    inputs = make_videos("qwen2_5_vl", model, [[4]])
+    with prune(model, None, inside=FastV(layer=2)) as session:
+        model.generate(**inputs, **NEW)
+    assert [image.read[2:] for image in session.reports[0].images] == [
+        (image.kept // 2,) * 2 for image in session.reports[0].images
+    ]
+
+
+def test_threads_do_not_mix(llava_with_layers):
+    model = llava_with_layers
+    prompts = [CASES["llava"].make(model, [[0] * (1 + number % 2)], seed=number) for number in range(6)]
+    with prune(model, None, inside=FastV(layer=2)):
+        expected = [model.generate(**inputs, **NEW) for inputs in prompts]
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda inputs: model.generate(**inputs, **NEW), prompts))
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_forward_pass_that_is_not_the_sessions_passes_by(llava_with_layers):
+    model = llava_with_layers
+    inputs = CASES["llava"].make(model, [[0]])
+    with torch.no_grad():
+        expected = model(**inputs).logits
+
+    def call_the_model(ids, scores):
+        with torch.no_grad():
+            assert torch.equal(model(**inputs, past_key_values=DynamicCache()).logits, expected)
+        return scores
+
+    with prune(model, None, inside="fastv"):
+        plain = model.generate(**inputs, **NEW)
+        assert torch.equal(model.generate(**inputs, **NEW, logits_processor=[call_the_model]), plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_is_read_as_if_it_were_merged():
+    inputs = CASES["llava"].make(deep("llava"), [[0], [0, 0]])
+    wrapped = lora(deep("llava"), ["q_proj", "k_proj", "down_proj"])
+    found = []
+    for model in (wrapped.get_base_model(), wrapped.merge_and_unload()):
+        with prune(model, None, inside=FastV(layer=2)) as session:
+            model.generate(**inputs, **NEW)
+        found.append(session.reports[0].images)
+    for one, merged in zip(*found, strict=True):
+        assert torch.equal(one.survivors[-1][1], merged.survivors[-1][1])
+
+
+@pytest.mark.parametrize("how", ["cpu", "disk"])
+def test_offloaded_weights_choose_the_same(how, tmp_path):
+    inputs = CASES["llava"].make(deep("llava"), [[0], [0, 0]])
+    found = []
+    for model in (deep("llava"), offloaded(deep("llava"), how, tmp_path)):
+        with prune(model, None, inside=FastV(layer=2)) as session:
+            output = model.generate(**inputs, **NEW)
+        found.append((output, *(image.survivors[-1][1] for image in session.reports[0].images)))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen3_vl", "mistral3"])
+@pytest.mark.parametrize("implementation", ["eager", "flash_like"])
+def test_other_attention_functions_give_the_same(name, implementation):
+    model = deep(name)
+    inputs = CASES[name].make(model, [[0], [0, 0]])
+    found = []
+    for chosen in ("sdpa", implementation):
+        model.get_decoder().config._attn_implementation_internal = chosen
+        with prune(model, None, inside=FastV(layer=2)):
+            found.append(logits_of(model.generate(**inputs, **GREEDY)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)

@@ -120,13 +120,15 @@ def test_shares_of_the_depth_come_earlier_for_a_small_budget_and_numbers_do_not(
 @pytest.mark.parametrize(("visual", "total"), [(576, 576), (100, 576), (576, 700)])
 @pytest.mark.parametrize("depth", [4, 28, 32])
 def test_an_average_is_met(name, visual, total, depth):
-    for target in range(visual // depth + 2, visual, 97):
+    # Without stages that leave something, an average is only met to within half a layer.
+    near = 0.5 if get_pruner(name).is_exact() else visual / depth / 2
+    for target in range(visual // depth + 2, visual - int(near), 97):
         planned = get_pruner(name, keep=target).schedule(visual, total, depth)
         layers, counts = zip(*planned, strict=True)
         read = visual * layers[0] + sum(
             count * (end - start) for (start, count), end in zip(planned, [*layers[1:], depth], strict=True)
         )
-        assert abs(read / depth - target) <= 0.5
+        assert abs(read / depth - target) <= near
         assert list(counts) == sorted(counts, reverse=True) and list(layers) == sorted(set(layers))
     assert get_pruner(name, keep=1.0).schedule(visual, visual, depth) == ()
 
@@ -183,3 +185,28 @@ def test_they_refuse_to_choose_before_the_language_model(name, tokens):
     assert issubclass(pruner_class(name), InsidePruner)
     with pytest.raises(TypeError, match=f"inside={name!r}"):
         get_pruner(name).select(tokens, 3)
+
+
+def test_a_published_pair_is_met():
+    """DivPrune keeps 284 and chance 38 of them from layer 20 of 32 on: 192 on average."""
+    assert get_pruner("horizon").schedule(284, 576, 32) == ((20, 38),)
+    assert get_pruner("horizon", keep=192).schedule(284, 576, 32) == ((20, 39),)
+    assert get_pruner("adaptinfer").schedule(576, 576, 32) == ((2, 290), (11, 73), (21, 18))
+    assert get_pruner("vtw").schedule(576, 576, 32) == ((16, 0),)
+    assert get_pruner("vtw", keep=64).schedule(576, 576, 32) == ((4, 0),)
+
+
+def test_adaptinfer_is_the_formula_in_float64():
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(4, 12, 8, generator=generator), torch.randn(2, 12, 8, generator=generator)
+    visual, words = torch.arange(2, 7), torch.arange(7, 12)
+    view = SimpleNamespace(heads=Heads(queries, keys, 8**-0.5), hidden=torch.zeros(12, 1))
+    layer = SimpleNamespace(before=view, visual=visual, question=words)
+    products = torch.einsum("hqd,hkd->hqk", queries.double(), keys.double().repeat_interleave(2, 0)) * 8**-0.5
+    products = products.masked_fill(~torch.ones(12, 12, dtype=torch.bool).tril(), -torch.inf)
+    attention = products.softmax(-1)
+    among = attention[:, words][:, :, words]
+    both = among + among.transpose(1, 2) - torch.diag_embed(among.diagonal(dim1=1, dim2=2))
+    expected = torch.einsum("ht,htn->n", both.sum(1), attention[:, words][:, :, visual])
+    found = get_pruner("adaptinfer").score_at(layer)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)

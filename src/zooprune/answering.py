@@ -107,7 +107,8 @@ class Replies:
     new_tokens : tuple of int
         Length of each reply.
     visual_tokens, kept_tokens : int
-        Over the batch, before pruning and after. Zero for the unpruned model, which nobody counts.
+        Over the batch, before pruning and after, where a layer of the language model reads as many on average. Zero
+        for the unpruned model, which nobody counts.
     """
 
     texts: tuple[str, ...]
@@ -201,7 +202,9 @@ class Answerer:
         texts = tuple(_before_stop(text, until).strip() for text in texts)
         lengths = tuple((new != self.processor.tokenizer.pad_token_id).sum(1).tolist())
         reports = [] if self._session is None else self._session.reports
-        return Replies(texts, lengths, sum(report.total for report in reports), sum(report.kept for report in reports))
+        return Replies(
+            texts, lengths, sum(report.total for report in reports), round(sum(report.average for report in reports))
+        )
 
 
 def _pruner(method: str, keep: int | float | None, options: Mapping[str, Any]) -> Pruner | None:

@@ -14,7 +14,7 @@ from zooprune.plan import Plan
 from zooprune.policy import Policy
 from zooprune.prompting import build_inputs, seen_images
 from zooprune.pruners import UNPRUNED, Pruner, get_pruner
-from zooprune.reports import ImageReport
+from zooprune.reports import ImageReport, lengths
 from zooprune.sensitivity.weight_cache import held
 
 
@@ -122,12 +122,13 @@ def answer_and_cost(
     """
     answered = answer(model, processor, inputs, pruner, policy, max_new_tokens=max_new_tokens)
     report, config = answered.report, model.config.get_text_config()
+    read = lengths(report.images, report.pruned_length)
     return Answer(
         answered.texts[0],
-        report.kept,
+        round(report.average),
         report.pruned_length,
-        prefill_flops(config, report.pruned_length),
-        kv_cache_bytes(config, report.pruned_length, model.dtype),
+        prefill_flops(config, read),
+        kv_cache_bytes(config, read, model.dtype),
         report.seconds,
         report.images,
     )

@@ -88,7 +88,9 @@ def ask(
     if plan is None:
         method = method or "zoo"
         pruner = get_pruner(method, keep=budget)
-        (policy,) = _policies({"dropped": [dropped or "stand in"]})
+        # What is dropped inside the language model has nobody to stand in for it.
+        usual = "stand in" if pruner.where == "before the language model" else "discard"
+        (policy,) = _policies({"dropped": [dropped or usual]})
     else:
         pruner = _load_plan(plan, [model], method, keep, dropped)
         method, policy = pruner.method, pruner.policy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
 UNGATED = frozenset({"gpt_neox", "nemotron", "phi", "starcoder2"})
 
 
-def prefill_flops(config: PreTrainedConfig, tokens: int) -> int:
+#: Tokens that every layer of a decoder reads, or those that each of them reads.
+Lengths = int | Sequence[int]
+
+
+def prefill_flops(config: PreTrainedConfig, tokens: Lengths) -> int:
     """Return the floating-point operations of reading a prompt with a dense decoder; a multiply-add counts two.
 
     With N tokens, L layers, width d, feed-forward width f, h heads of d_h, of which g have keys and values, and a
@@ -25,27 +30,33 @@ def prefill_flops(config: PreTrainedConfig, tokens: int) -> int:
     ----------
     config : PreTrainedConfig
         The text model's configuration.
-    tokens : int
-        Prompt length, visual tokens included.
+    tokens : int or sequence of int
+        Prompt length, visual tokens included; layer by layer where tokens are pruned inside the language model.
     """
     width, heads = config.hidden_size, config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or heads
     head = getattr(config, "head_dim", None) or width // heads
     projections = 2 * width * heads * head + 2 * width * shared * head
     feed_forward = (2 if config.model_type in UNGATED else 3) * width * config.intermediate_size
-    attention = 2 * tokens * tokens * heads * head
-    layers = config.num_hidden_layers * (tokens * (projections + feed_forward) + attention)
+    layers = sum(
+        count * (projections + feed_forward) + 2 * count * count * heads * head for count in _by_layer(config, tokens)
+    )
     return 2 * (layers + width * config.vocab_size)
 
 
-def generation_flops(config: PreTrainedConfig, prompt: int, new_tokens: int) -> int:
+def _by_layer(config: PreTrainedConfig, tokens: Lengths) -> Sequence[int]:
+    return [tokens] * config.num_hidden_layers if isinstance(tokens, int) else tokens
+
+
+def generation_flops(config: PreTrainedConfig, prompt: Lengths, new_tokens: int) -> int:
     """Return the floating-point operations of reading a prompt and writing `new_tokens`, counted as `prefill_flops`.
 
     Every new token but the last is read again by itself, against a cache of all before it.
     """
-    one, pairs = prefill_flops(config, 1), _pair_flops(config)
+    one, pairs = prefill_flops(config, 1), _pair_flops(config) // config.num_hidden_layers
     # A single token attends to itself alone, which `one` holds already.
-    decode = sum(one + (before - 1) * pairs for before in range(prompt + 1, prompt + new_tokens))
+    cached = sum(_by_layer(config, prompt))
+    decode = sum(one + (cached + new * config.num_hidden_layers) * pairs for new in range(new_tokens - 1))
     return prefill_flops(config, prompt) + decode
 
 
@@ -118,8 +129,8 @@ def largest_saving(
     return 1 - time(kept) / time(visual)
 
 
-def kv_cache_bytes(config: PreTrainedConfig, tokens: int, dtype: torch.dtype) -> int:
+def kv_cache_bytes(config: PreTrainedConfig, tokens: Lengths, dtype: torch.dtype) -> int:
     """Return the bytes that the keys and values of `tokens` tokens take in the cache, over all layers."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head * tokens * dtype.itemsize
+    return 2 * heads * head * sum(_by_layer(config, tokens)) * dtype.itemsize

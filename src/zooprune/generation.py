@@ -146,11 +146,11 @@ class Session:
             raise TypeError(f"{', '.join(options)}: set these on the pruner itself")
         if not isinstance(pruner, Pruner):
             raise TypeError(f"expected a Pruner, the name of one or a Plan, got {type(pruner).__name__}")
-        pruner, inside = _two_stages(pruner, inside, policy)
+        before, behind = _two_stages(pruner, inside, policy)
         self._family = find_family(model)
-        check_signals(model, self._family, pruner)
+        check_signals(model, self._family, before)
         check_positions(model, self._family, policy)
-        self.model, self.pruner, self.inside, self.policy = model, pruner, inside, policy
+        self.model, self.pruner, self.inside, self.policy = model, before, behind, policy
         self.reports: list[Report] = []
         with _opening:
             if session_of(model) is not None:
@@ -159,7 +159,7 @@ class Session:
                     "with zooprune.generation.session_of(model).close() if you do not hold it"
                 )
             self._weighing = Weighing(model) if policy.weighs else None
-            self._thinning = None if inside is None else Thinning(model, inside)
+            self._thinning = None if behind is None else Thinning(model, behind)
             # Somebody else's patch, if there is one, stays underneath.
             self._beneath = vars(model).get("generate")
             self._original: Callable[..., Tensor | ModelOutput] = getattr(model, "generate")  # noqa: B009
@@ -396,22 +396,21 @@ def _two_stages(
     pruner: Pruner, inside: InsidePruner | str | None, policy: Policy
 ) -> tuple[Pruner, InsidePruner | None]:
     """Return the method before the language model and the one inside it."""
-    if isinstance(inside, str):
-        found = get_pruner(inside)
-        if not isinstance(found, InsidePruner):
-            raise TypeError(f"{inside} prunes before the language model; give it as the first method")
-        inside = found
-    if inside is not None and not isinstance(inside, InsidePruner):
-        raise TypeError(f"inside must be an InsidePruner or the name of one, not {type(inside).__name__}")
+    found = get_pruner(inside) if isinstance(inside, str) else inside
+    if isinstance(found, Pruner) and not isinstance(found, InsidePruner):
+        raise TypeError(f"{found.name} prunes before the language model; give it as the first method")
+    if found is not None and not isinstance(found, InsidePruner):
+        raise TypeError(f"inside must be an InsidePruner or the name of one, not {type(found).__name__}")
+    before = pruner
     if isinstance(pruner, InsidePruner):
-        if inside is not None:
-            raise TypeError(f"{pruner.name} prunes inside the language model, and so does {inside.name}; leave out one")
-        pruner, inside = get_pruner(UNPRUNED), pruner
-    if inside is not None and policy.weighs:
+        if found is not None:
+            raise TypeError(f"{pruner.name} prunes inside the language model, and so does {found.name}; leave out one")
+        before, found = get_pruner(UNPRUNED), pruner
+    if found is not None and policy.weighs:
         raise ValueError(
             f'dropped="{policy.dropped}" cannot be had while pruning inside the language model; use dropped="mean"'
         )
-    return pruner, inside
+    return before, found
 
 
 class _Shadow:

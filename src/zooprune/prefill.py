@@ -154,7 +154,7 @@ def _keep_positions(policy: Policy, family: Family, images: Tensor) -> Tensor:
 
 
 def _fills(number: int, visual: Visual) -> Tensor:
-    """Return of each slot of an image the image's number, and that of the token in it, -1 for separators: (2, length)."""
+    """Return an image's number for each of its slots, and the number of the token there, -1 for separators: (2, L)."""
     tokens = torch.full((visual.length,), -1)
     tokens[visual.places] = torch.arange(len(visual.tokens))
     return torch.stack([torch.full_like(tokens, number), tokens])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +44,6 @@ class ImageReport:
     survivors: tuple[tuple[int, Tensor], ...] = ()
 
     @property
-    def average(self) -> float:
-        """Visual tokens that a layer of the language model read, on average, separators included."""
-        return sum(self.read) / len(self.read) if self.read else float(self.kept)
-
-    @property
     def kept(self) -> int:
         """Visual tokens that reached the language model, separators included."""
         return len(self.selection) + self.separators[0]
@@ -56,6 +52,27 @@ class ImageReport:
     def total(self) -> int:
         """Tokens there were, separators included."""
         return self.selection.total + self.separators[1]
+
+    @property
+    def average(self) -> float:
+        """Visual tokens that a layer of the language model read, on average, separators included."""
+        return sum(self.read) / len(self.read) if self.read else self.kept
+
+
+def lengths(images: Sequence[ImageReport], prompt: int) -> int | tuple[int, ...]:
+    """Return how many tokens the layers of the language model read, layer by layer where they read different numbers.
+
+    Parameters
+    ----------
+    images : sequence of ImageReport
+        Of one prompt.
+    prompt : int
+        Its length when it enters the language model.
+    """
+    if not any(image.read for image in images):
+        return prompt
+    text = prompt - sum(image.kept for image in images)
+    return tuple(text + sum(each) for each in zip(*(image.read for image in images), strict=True))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ class Heads:
         Bound that the scores are squeezed into, with models that have one.
     window : int, optional
         How many tokens back a query sees, itself included, in layers with a sliding window.
+    visible : callable, optional
+        Given a query's row, which rows it sees, bool, (L,), where the model says so; otherwise it sees those up to
+        itself.
     """
 
     queries: Tensor
@@ -41,9 +45,10 @@ class Heads:
     scaling: float
     softcap: float | None = None
     window: int | None = None
+    visible: Callable[[int], Tensor] | None = None
 
     def probabilities(self, query: int, among: Tensor | None = None) -> Tensor:
-        """Return how one token attends to those up to itself: float32, (heads, L), or (heads, n) with `among`.
+        """Return how one token attends to those that it sees: float32, (heads, L), or (heads, n) with `among`.
 
         Parameters
         ----------
@@ -59,10 +64,12 @@ class Heads:
             scores = one @ keys.float().transpose(1, 2) * self.scaling
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
-        hidden = places > query
-        if self.window is not None:
-            hidden = hidden | (places <= query - self.window)
-        return scores.masked_fill(hidden, -torch.inf).softmax(-1).flatten(0, 1)
+        if self.visible is not None:
+            hidden = ~self.visible(query)[places]
+        else:
+            hidden = (places > query) | (places <= query - (self.window or query + 1))
+        # A window may leave nothing to see.
+        return scores.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden, 0.0).flatten(0, 1)
 
     def attention(self, query: int, among: Tensor | None = None) -> Tensor:
         """Return the mean of `probabilities` over the heads: float32, (L,) or (n,)."""
@@ -80,10 +87,18 @@ class View:
         Its input, without padding.
     tables : pair of Tensor, (..., 1, L, d_head)
         The rotary tables, cosines and sines.
+    visible : callable, optional
+        See `Heads`.
     """
 
-    def __init__(self, module: nn.Module, hidden: Tensor, tables: tuple[Tensor, Tensor]) -> None:
-        self._module, self.hidden, self._tables = module, hidden, tables
+    def __init__(
+        self,
+        module: nn.Module,
+        hidden: Tensor,
+        tables: tuple[Tensor, Tensor],
+        visible: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        self._module, self.hidden, self._tables, self._visible = module, hidden, tables, visible
 
     @functools.cached_property
     def heads(self) -> Heads:
@@ -110,8 +125,7 @@ class View:
             position_embeddings=tuple(table.to(device) for table in tables),
             attention_mask=None,
         )
-        heads: Heads = twin.__dict__["heads"]
-        return heads
+        return replace(vars(twin)["heads"], visible=self._visible)
 
 
 @dataclass(frozen=True)

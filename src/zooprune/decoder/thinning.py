@@ -281,17 +281,17 @@ class Pass:
     #: What the rotary module was given, and what it made of that.
     tables: list[tuple[dict[str, Any], Any]] = field(default_factory=list)
     #: What the layer before the next stage reads.
-    _before: tuple[Tensor, Any] | None = None
+    _before: tuple[Tensor, Any, Any] | None = None
     #: Rows that deeper layers of the vision tower add, and where.
     _deeper: tuple[Tensor, Sequence[Tensor]] | None = None
     _made: dict[Any, Any] = field(default_factory=dict)
 
     def enter(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Return what a layer is to read, and with what."""
-        run = self.run
+        run, mask = self.run, kwargs.get("attention_mask")
         if self.choosing and number in run.layers:
             with torch.no_grad(), timed("choose inside", hidden.device):
-                self._choose(number, hidden, kwargs["position_embeddings"])
+                self._choose(number, hidden, kwargs["position_embeddings"], mask)
             self._before = None
         cut = self._cut(number, hidden.device)
         if cut is not None:
@@ -301,7 +301,7 @@ class Pass:
                 hidden = gathered(hidden, with_tail(cut.source, width, hidden.shape[1]))
             kwargs = kwargs | self._fitting(cut, number, hidden, kwargs)
         if self.choosing and number + 1 in run.layers:
-            self._before = hidden, kwargs["position_embeddings"]
+            self._before = hidden, kwargs["position_embeddings"], mask
         return hidden, kwargs
 
     def _cut(self, number: int, device: torch.device) -> Cut | None:
@@ -381,11 +381,11 @@ class Pass:
         positions: Tensor = arguments["position_ids"]
         return positions.expand(*positions.shape[:-2], self.copies * self.run.rows, -1)
 
-    def _choose(self, number: int, hidden: Tensor, tables: Any) -> None:
+    def _choose(self, number: int, hidden: Tensor, tables: Any, mask: Any) -> None:
         """Ask the method which tokens stay, and note what goes."""
         run = self.run
         stays = run.held >= 0
-        here = hidden, self._tables(self._cut(number - 1, hidden.device), tables)
+        here = hidden, self._tables(self._cut(number - 1, hidden.device), tables), mask
         views: dict[int, tuple[View, View]] = {}
         for crowd, stages in zip(run.crowds, run.stages, strict=True):
             row, alive = crowd.report.row, crowd.alive[-1][1]
@@ -416,11 +416,21 @@ class Pass:
         run.cuts.append(cut)
         run.held = cut.columns
 
-    def _view(self, number: int, read: tuple[Tensor, Any], row: int, there: Tensor) -> View:
-        hidden, tables = read
+    def _view(self, number: int, read: tuple[Tensor, Any, Any], row: int, there: Tensor) -> View:
+        hidden, tables, mask = read
         first = row * self.copies
+        visible = None
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            # Masks are those of the whole prompt.
+            seen, columns = mask[first % len(mask), 0], self.run.held[row][there].to(mask.device)
+
+            def visible(query: int) -> Tensor:
+                line = seen[columns[query], columns]
+                return line if line.dtype == torch.bool else line == 0
+
         there = there.to(hidden.device)
-        return View(self.run.thinning.layers[number], hidden[first][there], of_one_prompt(tables, first, there))
+        tables = of_one_prompt(tables, first, there)
+        return View(self.run.thinning.layers[number], hidden[first][there], tables, visible)
 
     def _layer(self, number: int, stage: int, views: tuple[View, View], columns: Tensor, crowd: Crowd) -> Layer:
         """Return what the method sees of one image."""

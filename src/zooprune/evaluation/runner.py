@@ -19,6 +19,7 @@ from zooprune.policy import Policy
 from zooprune.projectors import Sensitivity
 from zooprune.prompting import build_inputs, check_question
 from zooprune.pruners import UNPRUNED, Pruner, get_pruner
+from zooprune.reports import lengths as layer_lengths
 from zooprune.run_folder import RunFolder
 from zooprune.sensitivity.weight_cache import held
 from zooprune.signals import tower_signals
@@ -150,6 +151,7 @@ class Subject:
             images = [image for image in report.images if image.row == number]
             kept, total = report.in_row(number)
             prompt = length - (total - kept)
+            read = layer_lengths(images, prompt)
             rows.append(
                 {
                     "model": self.name,
@@ -163,10 +165,11 @@ class Subject:
                     "answers": list(example.answers),
                     "right": is_right(reply, example.answers) if example.answers else None,
                     "visual_tokens": total,
-                    "kept_tokens": kept,
+                    # Those that a layer reads on average, where they become fewer inside the language model.
+                    "kept_tokens": sum(image.average for image in images),
                     "prompt_tokens": prompt,
-                    "flops": prefill_flops(config, prompt),
-                    "kv_bytes": kv_cache_bytes(config, prompt, self.model.dtype),
+                    "flops": prefill_flops(config, read),
+                    "kv_bytes": kv_cache_bytes(config, read, self.model.dtype),
                     "seconds": {},
                     "evidence": kept_regions(example.evidence, images, len(example.images)),
                 }

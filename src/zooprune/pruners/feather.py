@@ -1,4 +1,4 @@
-"""FEATHER: attention without positions chooses, and a coarse grid sees to it that no part of the image is lost early."""
+"""FEATHER: attention without positions chooses, and a coarse grid keeps every part of the image at first."""
 
 from __future__ import annotations
 
@@ -53,10 +53,6 @@ class Feather(InsidePruner):
         check_share("ratio", self.ratio)
         if isinstance(self.stride, bool) or not isinstance(self.stride, int) or self.stride < 1:
             raise ValueError(f"stride={self.stride!r} must be an int of at least 1")
-
-    def is_exact(self) -> bool:
-        """Return whether there is a budget: without one, how many tokens are on the grid alone depends on the image."""
-        return self.keep is not None
 
     def places(self) -> tuple[int | float, ...]:
         """Return the layers."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -19,10 +20,6 @@ from zooprune.tokens import Budget, Selection, VisualTokens
 
 if TYPE_CHECKING:
     from zooprune.decoder.layer import Layer
-
-
-#: How much of a budget the layers in front of the first stage may read.
-EARLIEST_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,8 @@ class InsidePruner(Pruner):
     where = "inside the language model"
     query_aware: ClassVar[bool] = True
     scores_label: ClassVar[str] = "attention"
+    #: How much of a budget the layers in front of the first stage may read before they become fewer.
+    uncut_share: ClassVar[float] = 0.75
     #: What the paper does with the positions of the tokens that stay.
     numbering: ClassVar[PositionPolicy] = "original"
 
@@ -71,7 +70,7 @@ class InsidePruner(Pruner):
         """Return in front of which layers how many visual tokens of an image stay; None where its own rule decides.
 
         With a budget, the shares are found with which it is met. Layers given as shares of the depth come earlier where
-        those in front of the first stage would read more than `EARLIEST_SHARE` of the budget.
+        those in front of the first stage would read more than `uncut_share` of the budget.
 
         Parameters
         ----------
@@ -95,7 +94,7 @@ class InsidePruner(Pruner):
         if target >= visual:
             return ()
         if isinstance(self.places()[0], float):
-            latest = max(1, math.floor(EARLIEST_SHARE * target * depth / visual))
+            latest = max(1, math.floor(self.uncut_share * target * depth / visual))
             layers = (
                 tuple(dict.fromkeys(max(1, layer * latest // layers[0]) for layer in layers))
                 if latest < layers[0]
@@ -171,7 +170,7 @@ def check_layers(layers: Sequence[int | float]) -> None:
         if (isinstance(layer, int) and layer < 1) or (isinstance(layer, float) and not 0 < layer < 1):
             raise ValueError(f"layer {layer} is neither a number from 1 on nor a share between 0 and 1")
     kinds = {type(layer) for layer in layers}
-    if not layers or len(kinds) > 1 or any(low >= high for low, high in zip(layers, layers[1:], strict=False)):
+    if not layers or len(kinds) > 1 or any(low >= high for low, high in pairwise(layers)):
         raise ValueError(f"layers={layers} must be ascending, and all numbers or all shares")
 
 
