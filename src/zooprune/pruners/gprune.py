@@ -70,8 +70,8 @@ class GPrune(Pruner):
         joined = cosines >= self.threshold
         # A token is joined with itself even where its embedding is zero.
         joined.fill_diagonal_(True)
-        passed_on = torch.softmax((cosines / self.temperature).masked_fill(~joined, -torch.inf), dim=1)
+        shares = torch.softmax((cosines / self.temperature).masked_fill(~joined, -torch.inf), dim=1)
         importance = torch.linalg.vector_norm(wide, dim=-1)
         for _ in range(self.rounds):
-            importance = importance @ passed_on
+            importance = shares.T @ importance
         return importance / joined.sum(1)
