@@ -170,10 +170,8 @@ def test_it_can_be_read_and_reached_by_keyboard(visit, scheme):
     for _ in range(60):
         page.keyboard.press("Tab")
         name, outline = look(page, "focused")
-        if not name:
-            break
         reached.add(name)
-        if outline < 2:
+        if name and outline < 2:
             hidden.add(name)
     assert hidden == set()
     for name in (

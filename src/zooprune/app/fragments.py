@@ -44,7 +44,7 @@ def alert(sentence: str) -> str:
 
 def status(sentence: str) -> str:
     """Return what is going on."""
-    return f'<p class="zoo-status">{escape(sentence)}</p>' if sentence else ""
+    return f'<p class="zoo-status" role="status">{escape(sentence)}</p>' if sentence else ""
 
 
 def _capitalised(sentence: str) -> str:

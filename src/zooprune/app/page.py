@@ -43,17 +43,25 @@ CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 #: Save what a hidden field holds. The file is made in the browser: it is stored nowhere on the server.
 _SAVE = """(file) => {
   if (!file) return;
+  const [name, kind, content] = file.split("\\n");
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
   const link = document.createElement("a");
-  [link.download, link.href] = file.split("\\n");
+  link.download = name;
+  link.href = URL.createObjectURL(new Blob([bytes], {type: kind}));
   link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }"""
 
 
 def theme() -> gr.themes.Base:
-    """Return Gradio's plain theme, with fonts that every machine has."""
-    return gr.themes.Base(
+    """Return Gradio's plain theme, with fonts that every machine has and a button whose text is legible."""
+    plain = gr.themes.Base(
         primary_hue="blue", neutral_hue="slate", radius_size="sm",
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],
+    )  # fmt: skip
+    return plain.set(
+        button_primary_background_fill="*primary_600", button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_700", button_primary_background_fill_hover_dark="*primary_800",
     )  # fmt: skip
 
 
@@ -116,7 +124,6 @@ def build(bench: Workbench, name: str, *, choose_model: bool) -> gr.Blocks:
                 file = gr.Textbox(visible="hidden", label="Download")
         set_ = [model, example, files, question, method, against, keep, dropped, answers]
         fields = [example, question, method, against, dropped]
-
         drawn = [now, view, keep]
         gr.on([keep.input, method.input, against.input, dropped.input], does.redraw, set_, [now, view], **at_once)
         looks: list[Callable[..., Any]] = [question.blur]
@@ -126,7 +133,7 @@ def build(bench: Workbench, name: str, *, choose_model: bool) -> gr.Blocks:
             choose = partial(_chosen, one)
             looks.append(button.click(choose, None, [example, question, files], **at_once).then)
         for event in looks:
-            event(does.look, set_, drawn, **in_turn)
+            event(does.look, set_, drawn, trigger_mode="always_last", **in_turn)
         asked = gr.on([ask.click, question.submit], does.answer, set_, [now, answers], **in_turn)
         asked.then(does.show_answers, set_, view, **at_once)
         for button, save in ((png, does.picture), (record, does.record)):
@@ -251,11 +258,11 @@ class _Does:
     def _file(
         self, name: str, kind: str, make: Callable[[Look, fragments.Answers], bytes], values: Sequence[Any]
     ) -> tuple[str, str]:
-        """Return what `_SAVE` saves: a name and, behind it, the content."""
+        """Return what `_SAVE` saves: name, kind and content, a line each."""
         try:
             settings, pictures, answers = _read(*values)
             content = make(self._bench.look(settings, pictures), answers)
-            return "", f"{name}\ndata:{kind};base64,{base64.b64encode(content).decode()}"
+            return "", f"{name}\n{kind}\n{base64.b64encode(content).decode()}"
         except Exception as error:
             return _told(error), ""
 
