@@ -137,8 +137,8 @@ def test_divprune_is_its_definition(total, seed, data):
 @settings(max_examples=30, deadline=None)
 @given(total=st.integers(3, 30), seed=SEEDS)
 def test_divprune_does_not_depend_on_the_order_of_tokens(total, seed):
-    # One token is unlike all others, which share a direction. Else two tokens that are nearest to each other may tie for
-    # the first place.
+    # One token is unlike all others, which share a direction. Else two tokens that are nearest to each other may tie
+    # for the first place.
     embeddings = torch.cat([drawn(total, 8, seed=seed) + 3, torch.zeros(total, 1)], dim=1)
     embeddings[0] = torch.tensor([0.0] * 8 + [1.0])
     embeddings[1:, 8] = -0.5
