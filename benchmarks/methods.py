@@ -70,7 +70,8 @@ def main() -> None:
     parser.add_argument("--take", nargs="*", type=Path, help="folders of finished runs to take the figures of")
     arguments = parser.parse_args()
     if arguments.run is not None:
-        for_images = [name for name in list_pruners() if "image" in pruner_class(name).modalities]
+        names = list_pruners("before the language model")
+        for_images = [name for name in names if "image" in pruner_class(name).modalities]
         methods = arguments.method or [name for name in for_images if name != UNPRUNED]
         return run(arguments.run, methods, arguments.keep, arguments.dropped, arguments.options)
     if arguments.take:

@@ -58,7 +58,9 @@ def configured(name: str, keep: int | float) -> Pruner:
 
 def signals(host: Host) -> list[TowerSignal]:
     """Return what any method reads of the tower, if the family gives it."""
-    names = dict.fromkeys(signal for name in list_pruners() for signal in get_pruner(name).reads())
+    names = dict.fromkeys(
+        signal for name in list_pruners("before the language model") for signal in get_pruner(name).reads()
+    )
     found = map(find_signal, names)
     return [signal for signal in found if isinstance(signal, TowerSignal) and host.family.gives(signal)]
 
@@ -100,7 +102,7 @@ def check_counts(prefilled: Prefilled, pruner: Pruner, name: str) -> None:
         assert pruner_class(name).merges or image.selection.into is None
 
 
-@pytest.mark.parametrize("name", list_pruners())
+@pytest.mark.parametrize("name", list_pruners("before the language model"))
 def test_every_method_on_every_family(remembered, whole, name):
     host, pruner = remembered, configured(name, 3)
     if not host.hosts(pruner):
@@ -127,7 +129,7 @@ def test_every_method_on_every_family(remembered, whole, name):
 
 
 def test_all_methods_at_once_in_threads(host):
-    pruners = [configured(name, 3) for name in list_pruners()]
+    pruners = [configured(name, 3) for name in list_pruners("before the language model")]
     calls = [(pruner, row) for pruner in pruners if host.hosts(pruner) for row in host.rows]
 
     def call(item: tuple[Pruner, int]) -> Prefilled:
@@ -153,7 +155,7 @@ def test_methods_that_say_they_merge_do():
     case = CASES["llava"]
     model = case.model()
     inputs = case.make(model, [[0]])
-    for name in list_pruners():
+    for name in list_pruners("before the language model"):
         if pruner_class(name).merges:
             report = prefill(model, find_family(model), configured(name, 3), Policy(), inputs).report
             assert report.images[0].selection.into is not None

@@ -64,6 +64,11 @@ def choose(
                 raise ValueError(f"{pruner.name} prunes inside the language model; choose another method")
             if "image" not in pruner.modalities:
                 raise ValueError(f"{pruner.name} is made for videos, not for images; choose another method")
+            if pruner.where != "before the language model":
+                raise ValueError(
+                    f"{pruner.name} prunes inside the language model, and the picture shows what reaches it; "
+                    "choose another method"
+                )
             check_signals(model, family, pruner)
         except ValueError as error:
             if methods:
