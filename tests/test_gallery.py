@@ -70,7 +70,8 @@ def test_what_a_model_cannot_host_is_left_out_or_refused_if_named(for_videos):
     pruners, left_out = choose(model, None, 3, seed=0)
     assert {*left_out, *(pruner.name for pruner in pruners)} == set(list_pruners())
     assert "made for videos" in left_out["moving"] and "does not give" in left_out["tome"]
-    for name in ("moving", "tome"):
+    assert "inside the language model" in left_out["fastv"]
+    for name in ("moving", "tome", "fastv"):
         with pytest.raises(ValueError, match=f"{name} .*choose another method"):
             choose(model, ["zoo", name], 3, seed=0)
 
