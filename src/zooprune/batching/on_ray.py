@@ -30,12 +30,18 @@ class _Actor:
     """A worker of the cluster, which takes and gives what Ray Data can hold."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._worker = Worker(**settings)
+        self._worker, self._reason = None, ""
+        try:
+            self._worker = Worker(**settings)
+        except (ValueError, ImportError, OSError) as error:
+            # What a user can mend is a sentence. Raised here, Ray would hide it in a report about an actor that died.
+            self._reason = str(error)
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, list[str]]:
         (sent,) = item["batch"]
-        rows = self._worker.answer(pickle.loads(sent))
-        return {"rows": [json.dumps({number: asdict(row) for number, row in rows.items()})]}
+        rows = {} if self._worker is None else self._worker.answer(pickle.loads(sent))
+        told = json.dumps({number: asdict(row) for number, row in rows.items()})
+        return {"rows": [told], "reason": [self._reason]}
 
 
 def answers(
@@ -82,12 +88,9 @@ def answers(
             num_gpus=1 if gpus else 0,
         )
         for item in found.iter_rows():
+            if item["reason"]:
+                raise ValueError(f"a worker of the cluster stopped: {item['reason']}")
             yield {int(number): Row(**row) for number, row in json.loads(item["rows"]).items()}
-    except ray.exceptions.RayTaskError as error:
-        # What a user can mend is a sentence; whatever else an actor raises keeps its traceback.
-        if isinstance(error.cause, (ValueError, ImportError, OSError)):
-            raise ValueError(f"a worker of the cluster stopped: {error.cause}") from error
-        raise
     finally:
         if ours:
             ray.shutdown()
