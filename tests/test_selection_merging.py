@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zooprune.selection.merging import averages, bipartite_merge, own_places
+from zooprune.averaging import averages
+from zooprune.selection.merging import bipartite_merge, own_places
 
 
 def rows_of(count, width, seed):

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from zooprune.averaging import averages
 from zooprune.precision import exact_float32
 from zooprune.pruners.base import Pruner
-from zooprune.selection.merging import averages, bipartite_merge
+from zooprune.selection.merging import bipartite_merge
 from zooprune.tokens import Selection, VisualTokens
 
 

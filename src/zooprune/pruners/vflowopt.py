@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from zooprune.averaging import averages
 from zooprune.precision import exact_float32
 from zooprune.pruners.base import Pruner
-from zooprune.selection.merging import averages, own_places
+from zooprune.selection.merging import own_places
 from zooprune.tokens import Selection, VisualTokens
 
 

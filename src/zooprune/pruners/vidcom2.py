@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zooprune.averaging import averages
 from zooprune.precision import exact_float32
 from zooprune.pruners.base import Pruner
-from zooprune.selection.merging import averages
 from zooprune.tokens import VisualTokens
 
 #: The variances of the Gaussians that are added up, as released.

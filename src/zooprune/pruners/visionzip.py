@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zooprune.averaging import averages
 from zooprune.precision import exact_float32
 from zooprune.pruners.base import Pruner
-from zooprune.selection.merging import averages, own_places
+from zooprune.selection.merging import own_places
 from zooprune.tokens import Selection, VisualTokens
 
 

@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zooprune.averaging import averages, summed
+from zooprune.averaging import summed
 from zooprune.precision import all_finite, exact_float32
-
-__all__ = ["averages", "bipartite_merge", "own_places"]
 
 
 def own_places(index: Tensor, total: int) -> Tensor:
