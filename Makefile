@@ -74,8 +74,7 @@ test-extras: $(EXTRAS)/installed
 $(RAY)/installed: Makefile constraints.txt $(VENV)/installed
 	@echo "filling $(RAY)"
 	@rm -rf $(RAY)
-	@$(PIP) --no-deps --target $(RAY) ray grpcio jsonschema jsonschema-specifications referencing rpds-py msgpack protobuf \
-	  requests urllib3 charset-normalizer certifi
+	@$(PIP) --target $(RAY) ray grpcio
 	@touch $@
 
 test-ray: export RAY_USAGE_STATS_ENABLED := 0
