@@ -12,7 +12,7 @@ from torch import Tensor
 from zooprune.precision import exact_float32
 from zooprune.pruners.base import Pruner
 from zooprune.selection.arguments import check_rows
-from zooprune.selection.facility import coverage_gains
+from zooprune.selection.facility import NO_GAIN, coverage_lost
 from zooprune.tokens import VisualTokens
 
 
@@ -67,19 +67,24 @@ class TOPS(Pruner):
         check_rows(tokens.embeddings, keep)
         unit = F.normalize(tokens.embeddings.float(), dim=-1)
         cosines = unit @ unit.T
-        scratch = torch.empty_like(cosines)
         best = scores.argmax()
-        covered = cosines[best]
         left = torch.ones_like(scores, dtype=torch.bool).index_fill(0, best, False)
+        covered = cosines[best]
+        # Picked tokens do not count as covered by others any more: infinity takes them out.
+        counted = covered.index_fill(0, best, torch.inf)
+        gained = coverage_lost(cosines, counted, torch.full_like(counted, torch.inf))
         picked = [best]
         for _ in range(keep - 1):
-            gained = coverage_gains(cosines, covered, left.float(), scratch)
-            total = _rescaled(scores, left) + self.coverage * _rescaled(gained, left)
+            # The smallest gain that is one, so what is below it is rounding.
+            total = _rescaled(scores, left) + self.coverage * _rescaled(torch.threshold(gained, NO_GAIN, 0.0), left)
             total = total + self.diversity * _rescaled(1 - covered, left)
             best = total.masked_fill(~left, -torch.inf).argmax()
             picked.append(best)
             left = left.index_fill(0, best, False)
             covered = torch.maximum(covered, cosines[best])
+            now = covered.masked_fill(~left, torch.inf)
+            gained = gained - coverage_lost(cosines, counted, now)
+            counted = now
         return torch.stack(picked)
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from zooprune.precision import exact_float32
 from zooprune.selection.arguments import check_rows
-from zooprune.selection.geometry import centred
 
 
 @torch.no_grad()
@@ -72,8 +71,9 @@ def effective_rank(features: Tensor) -> Tensor:
         If there is no feature, or a feature is NaN or infinite.
     """
     check_rows(features, 1)
-    # In float64, because a product in float32 makes many small singular values out of rounding.
-    rows = centred(features).double()
+    # In float64, because rounding in float32 makes many small singular values.
+    rows = features.double()
+    rows = rows - rows.mean(0)
     product = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
     strengths = torch.linalg.eigvalsh(product).clamp_min(0).sqrt()
     shares = strengths / strengths.sum().clamp_min(1e-30)

@@ -10,7 +10,7 @@ from zooprune.precision import exact_float32
 from zooprune.selection.arguments import check_rows
 
 #: Similarities are worked out to some 1e-7, so a gain smaller than this is none.
-_NOTHING = 1e-6
+NO_GAIN = 1e-6
 #: Tokens whose gains are worked out in one go, where only the most promising ones are looked at.
 _BLOCK = 32
 
@@ -34,7 +34,31 @@ def coverage_gains(similarity: Tensor, covered: Tensor, weights: Tensor, scratch
     Tensor of float32, (N,)
     """
     torch.sub(similarity, covered, out=scratch)
-    return torch.threshold_(scratch, _NOTHING, 0.0) @ weights
+    return torch.threshold_(scratch, NO_GAIN, 0.0) @ weights
+
+
+def coverage_lost(similarity: Tensor, covered: Tensor, now: Tensor) -> Tensor:
+    """Return by how much less picking each token would raise the coverage, once things are covered further.
+
+    The work grows with the number of things whose coverage changed, which is small after the first picks.
+
+    Parameters
+    ----------
+    similarity : Tensor of float32, (M, N)
+        How far each of M things is covered by each of N tokens.
+    covered, now : Tensor of float32, (M,)
+        How far each thing was covered and is covered; infinity takes a thing out of the count.
+
+    Returns
+    -------
+    Tensor of float64, (N,)
+        In float64, so that a gain ends at zero when all its losses have been subtracted.
+    """
+    changed = (now > covered).nonzero()[:, 0]
+    rows = similarity[changed]
+    before = torch.threshold_(rows - covered[changed, None], NO_GAIN, 0.0)
+    after = torch.threshold_(rows.sub_(now[changed, None]), NO_GAIN, 0.0)
+    return before.sum(0, dtype=torch.float64) - after.sum(0, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -93,7 +117,7 @@ def greedy_coverage(
 
     def values() -> tuple[Tensor, Tensor]:
         """Return what picking each token is worth, and the highest value that it ties with."""
-        value, highest = gains * worth + bonus, (gains + _NOTHING * gains + tie) * worth + bonus
+        value, highest = gains * worth + bonus, (gains + NO_GAIN * gains + tie) * worth + bonus
         return value.masked_fill(closed, -torch.inf), highest.masked_fill(closed, -torch.inf)
 
     for place in range(keep):
@@ -156,4 +180,4 @@ def facility_location(
     unit = F.normalize(embeddings.float(), dim=-1)
     similarity = (unit @ unit.T + 1) / 2
     counts = torch.ones_like(unit[:, 0]) if weights is None else weights.float()
-    return greedy_coverage(similarity, keep, weights=counts, bonus=bonus, tie=_NOTHING * counts.max())
+    return greedy_coverage(similarity, keep, weights=counts, bonus=bonus, tie=NO_GAIN * counts.max())
