@@ -4,7 +4,8 @@
     python benchmarks/choosing.py --print     # the table of the newest file
 
 Features, embeddings and attention are random, in the sizes of LLaVA-1.5-7B and LLaVA-NeXT-7B; the projector is that of
-LLaVA. What a method reads of the vision tower or of the question is given; gathering it is not measured here.
+LLaVA. What a method reads of the vision tower, of the projector's first layer or of the question is given; gathering it
+is not measured here.
 """
 
 from __future__ import annotations
@@ -50,15 +51,17 @@ def image(tokens: int, needs: set[str], device: str, seed: int) -> VisualTokens:
     context = {"question": draw(WORDS, WIDTH)} if "question" in needs else {}
     # A direction that all share, as the embeddings of one image have.
     features, embeddings = draw(tokens, FEATURES), draw(tokens, WIDTH) + draw(WIDTH)
-    return VisualTokens(features, embeddings, PROJECTORS[device], positions.to(device), signals, context)
+    projector = PROJECTORS[device]
+    signals["first_layer"] = projector[0](features)
+    return VisualTokens(features, embeddings, projector, positions.to(device), signals, context)
 
 
-PROJECTORS: dict[str, nn.Module] = {}
+PROJECTORS: dict[str, nn.Sequential] = {}
 
 
 def rows(total: int, keep: int, images: int, methods: list[str], repeats: int, device: str) -> list[dict[str, Any]]:
     pruners = {name: get_pruner(name, keep=keep) for name in methods}
-    needs = {need for pruner in pruners.values() for need in pruner.needs}
+    needs = {need for pruner in pruners.values() for need in pruner.reads()}
     batch = [image(total, needs, device, seed) for seed in range(images)]
 
     def choose(pruner: Pruner) -> object:
