@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-published", action="store_true", help="leave the method as published out")
+    parser.add_argument("--method", nargs="*", default=[], help="other methods that run too")
     arguments = parser.parse_args()
     rows = end_to_end.rows(
         arguments.shape,
@@ -39,6 +40,7 @@ def main() -> None:
         repeats=arguments.repeats,
         device=arguments.device,
         published=not arguments.no_published,
+        methods=tuple(arguments.method),
     )
     Console(width=100).print(table(rows, arguments.shape))
     drawn, panels = figure(len(arguments.new_tokens))

@@ -16,7 +16,7 @@ from zooprune.costs import generation_flops
 from zooprune.families import find_family
 from zooprune.generation import Session, prune
 from zooprune.policy import Policy
-from zooprune.pruners import Pruner, ZooPrune
+from zooprune.pruners import Pruner, ZooPrune, get_pruner
 from zooprune.reports import Report
 from zooprune.sensitivity.weight_cache import hold
 from zooprune.tokens import Budget, Selection, VisualTokens
@@ -43,6 +43,7 @@ def rows(
     repeats: int = 5,
     device: str = "cpu",
     published: bool = True,
+    methods: tuple[str, ...] = (),
 ) -> list[dict[str, Any]]:
     """Compare requests with one image, from pixels to the last new token, in bfloat16.
 
@@ -58,6 +59,8 @@ def rows(
     device : str
     published : bool
         Whether the method as published runs too.
+    methods : tuple of str
+        Names of other methods that run too, discarding what they drop.
 
     Returns
     -------
@@ -80,6 +83,7 @@ def rows(
         }
         if published:
             pruners["as published"] = AsPublished(keep=keep), Policy()
+        pruners |= {name: (get_pruner(name, keep=keep), Policy()) for name in methods}
         with prune(model, FirstTokens(keep)) as session:
             limit = without_choosing(model, inputs, session.prepare(inputs))
             lengths = {"all tokens": session.reports[-1].prompt_length, "limit": session.reports[-1].pruned_length}
