@@ -26,7 +26,7 @@ MUTATE_LIMIT ?= 3000
 help:
 	@echo "make demo    install, then ask the bundled model a question with 64 of 576 visual tokens"
 	@echo "make test    install, then run all tests"
-	@echo "make test-extras  install torchvision, triton, torchao and bitsandbytes in a folder of their own, then run the tests that need them"
+	@echo "make test-extras  install torchvision, triton, torchao, bitsandbytes and pillow-heif in a folder of their own, then run the tests that need them"
 	@echo "make test-ray  install ray in a folder of its own, then run the tests that need a cluster"
 	@echo "make test-app  install gradio, playwright and chromium, then test the page in a browser"
 	@echo "make test-harness  install beside lmms-eval, in an environment of its own, then run the tests that need it"
@@ -58,17 +58,18 @@ test: $(VENV)/installed
 	$(BIN)/pytest
 
 # With torchvision in it, transformers takes other processors; without it must work too. So it stands beside the
-# environment, and so do triton and the two that quantise, which print when they are imported on some machines. The wheel
-# of torchvision may be built for CUDA: tests/torchvision_on_cpu.py lets it be imported.
+# environment, and so do triton and the two that quantise, which print when they are imported on some machines, and
+# pillow-heif. The wheel of torchvision may be built for CUDA: tests/torchvision_on_cpu.py lets it be imported.
 $(EXTRAS)/installed: Makefile $(VENV)/installed
 	@echo "filling $(EXTRAS)"
 	@rm -rf $(EXTRAS)
-	@$(PIP) --no-deps --target $(EXTRAS) torchvision==0.28.0 "triton==3.7.1; sys_platform == 'linux'" torchao bitsandbytes
+	@$(PIP) --no-deps --target $(EXTRAS) torchvision==0.28.0 "triton==3.7.1; sys_platform == 'linux'" torchao bitsandbytes pillow-heif
 	@touch $@
 
 test-extras: $(EXTRAS)/installed
 	PYTHONPATH=$(CURDIR)/$(EXTRAS):$(CURDIR)/tests $(BIN)/pytest -p torchvision_on_cpu \
-	  tests/test_processors.py tests/test_kernels_greedy.py tests/test_sensitivity_layers.py tests/test_practice.py
+	  tests/test_processors.py tests/test_kernels_greedy.py tests/test_sensitivity_layers.py tests/test_practice.py \
+	  tests/test_data_images.py
 
 # Ray with what else it needs. It stands beside the environment, so that everything is tested without it, too.
 $(RAY)/installed: Makefile constraints.txt $(VENV)/installed

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import sys
 import warnings
 import zlib
 from functools import cache
@@ -169,8 +170,18 @@ def empty(folder):
 
 def bomb(folder):
     path = folder / "bomb.png"
-    Image.new("1", (9000, 9000)).save(path)
+    Image.new("1", (11000, 11000)).save(path)
     return path
+
+
+def panorama(folder):
+    path = folder / "panorama.png"
+    Image.new("1", (20000, 10000)).save(path)
+    return path
+
+
+def address(folder):
+    return "https://example.org/photo.jpg"
 
 
 def pipe(folder):
@@ -199,6 +210,8 @@ BAD = {
     "empty": (empty, "not an image"),
     "truncated": (truncated, "cut short"),
     "too large": (bomb, "scale it down"),
+    "much too large": (panorama, "scale it down"),
+    "an address": (address, "is an address on the web, and only local files are read; download it first"),
     "a pipe": (pipe, "not a regular file"),
     "a program": (program, "not an image"),
 }
@@ -211,7 +224,7 @@ def test_what_cannot_be_read_is_explained(tmp_path, kind):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=message) as caught:
             load_image(path := make(tmp_path))
-    assert "\n" not in str(caught.value) and repr(path.name)[1:-1] in str(caught.value)
+    assert "\n" not in str(caught.value) and repr(Path(path).name)[1:-1] in str(caught.value)
 
 
 def test_size_is_checked_before_decoding(tmp_path, monkeypatch):
@@ -220,6 +233,69 @@ def test_size_is_checked_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ValueError, match="more than 50"):
         load_image(tmp_path / "image.png")
+
+
+def test_a_photograph_of_100_megapixels_is_scaled_while_it_is_decoded(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = two_halves().resize((12000, 8400), Image.Resampling.NEAREST)
+    picture.save(tmp_path / "large.jpg", exif=exif, quality=30)
+    decoded = []
+    load = Image.Image.load
+    monkeypatch.setattr(Image.Image, "load", lambda image: decoded.append(image.size) or load(image))
+    loaded = load_image(tmp_path / "large.jpg")
+    assert loaded.size == (4200, 6000) and max(width * height for width, height in decoded) == 4200 * 6000
+    assert near(loaded.getpixel((2100, 20)), RED) and near(loaded.getpixel((2100, 5980)), BLUE)
+
+
+@pytest.mark.parametrize(
+    "size, scale", [((8002, 8000), 2), ((16000, 16000), 2), ((1000, 65500), 2), ((16100, 16000), 4)]
+)
+def test_a_large_jpeg_is_scaled_no_further_than_needed(size, scale):
+    assert images._scaled(size) == (size[0] // scale, size[1] // scale)
+
+
+def test_a_png_of_100_megapixels_is_read(tmp_path):
+    Image.new("1", (10000, 10000), 1).save(tmp_path / "large.png")
+    assert load_image(tmp_path / "large.png").getpixel((9999, 9999)) == (255, 255, 255)
+
+
+def heic(**options: bytes) -> bytes:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed; make test-extras has it")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(two_halves()).save(file, quality=95, **options)
+    return file.getvalue()
+
+
+def test_heic(tmp_path):
+    (tmp_path / "photo.HEIC").write_bytes(heic())
+    before = set(Image.OPEN)
+    loaded = load_image(tmp_path / "photo.HEIC")
+    assert loaded.mode == "RGB" and loaded.size == (40, 20) and set(Image.OPEN) == before
+    assert near(loaded.getpixel((5, 10)), RED) and near(loaded.getpixel((35, 10)), BLUE)
+
+
+def test_a_heic_photograph_is_set_upright_once():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    loaded = decode_image(heic(exif=exif.tobytes()), "turned.heic")
+    assert loaded.size == (20, 40) and near(loaded.getpixel((10, 5)), RED)
+
+
+def test_broken_and_large_heic_are_explained(monkeypatch):
+    data = heic()
+    with pytest.raises(ValueError, match="half.heic cannot be read"):
+        decode_image(data[: len(data) // 2], "half.heic")
+    monkeypatch.setattr(images, "MAX_PIXELS", 50)
+    with pytest.raises(ValueError, match="more than 50"):
+        decode_image(data, "large.heic")
+
+
+def test_heic_without_the_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic")
+    with pytest.raises(ValueError, match=r"photo.heic is a HEIC image.*pip install 'zooprune\[heic\]'"):
+        load_image(tmp_path / "photo.heic")
 
 
 @cache
