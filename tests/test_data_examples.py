@@ -98,11 +98,51 @@ def test_half_given_columns_are_refused(folder, column):
         assert f"row {3 if rows[0] else 1}: no {column}" in str(error.value)
 
 
-@pytest.mark.parametrize("wrong, right", [("answer", "answers"), ("Answers", "answers"), ("anwsers", "answers"),
+@pytest.mark.parametrize("wrong, right", [("Answer", "answers"), ("Answers", "answers"), ("anwsers", "answers"),
                                           ("clusters", "cluster"), ("Task", "task")])  # fmt: skip
 def test_misspelt_columns_are_refused(folder, wrong, right):
     with pytest.raises(ValueError, match=f"row 2: there is no column '{wrong}'; call it '{right}'"):
         load_examples(write(folder, {}, {wrong: "red"}))
+
+
+@pytest.mark.parametrize("column", ["answers", "answer", "label"])
+def test_answers_have_three_names(folder, column):
+    first, second = load_examples(write(folder, {column: "red"}, {column: ["red", "Red"]}))
+    assert first.answers == ("red",) and second.answers == ("red", "Red")
+    with pytest.raises(ValueError, match=f"row 1: {column} must be text or a list of texts; put numbers in quotes"):
+        load_examples(write(folder, {column: 3}))
+    with pytest.raises(ValueError, match=r"row 2: no answers, but .* has some"):
+        load_examples(write(folder, {column: "red"}, {}))
+
+
+def test_a_second_column_of_answers_is_said_not_to_be_read(folder):
+    with pytest.warns(UserWarning, match="not read: the column label"):
+        (row,) = load_examples(write(folder, {"answers": "red", "label": 3}))
+    assert row.answers == ("red",)
+
+
+def test_a_byte_order_mark_is_skipped(folder):
+    path = write(folder, {"answer": "red"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [one.answers for one in load_examples(path)] == [("red",)]
+
+
+def test_strictly_a_column_that_is_not_read_is_an_error(folder):
+    with pytest.raises(ValueError, match=r"row 1: not read: the column source; known are image, .*; take out"):
+        load_examples(write(folder, {"source": "web"}), strict=True)
+
+
+@pytest.mark.parametrize("address", ["https://example.org/red.png", "s3://bucket/red.png"])
+def test_addresses_get_a_sentence_of_their_own(folder, address):
+    with pytest.raises(ValueError, match=r"mine.jsonl, row 1: .*red.png is an address on the web, and only local"):
+        load_examples(write(folder, {"image": address}))
+    with pytest.raises(ValueError, match=r"^\S+red.png is an address on the web"):
+        load_examples(address)
+
+
+def test_a_folder_without_images(folder):
+    with pytest.raises(ValueError, match="holds no image file"):
+        load_examples(folder, question="what?")
 
 
 def test_other_columns_are_said_once(folder):

@@ -1,4 +1,4 @@
-"""Questions about images: the bundled ones, and a user's own from whatever file they are in."""
+"""Questions about images: the bundled ones, and a user's own from a file, a folder or a data set."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from zooprune.data.images import decode_image, load_image
+from zooprune.data.images import decode_image, load_image, refuse_address
 
 #: The name of the questions that come with the package.
 BUNDLED = "bundled"
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".avif", ".jp2"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".avif", ".jp2", ".heic", ".heif"}
+)
 
-#: What a row of a user's own data may have.
+#: The columns of a user's own data.
 COLUMNS = ("image", "images", "question", "answers", "id", "task", "cluster")
+#: Other names of the column "answers", as published data sets have them.
+_ANSWERS = ("answer", "label")
 
 LoadImage = Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
 class Region:
-    """A place in an image that is needed for the answer.
+    """A part of an image that the answer depends on.
 
     Parameters
     ----------
@@ -53,21 +57,21 @@ class Example:
     id : str
         Unique within its data set.
     task : str
-        What is asked for, such as "count"; "questions" for a user's own.
+        The kind of question, such as "count"; "questions" if a user's data does not say.
     images : tuple of callables
-        Each returns an RGB image; they are called when the question's turn comes.
+        Each returns an RGB image. They are called right before the question is asked.
     question : str
     answers : tuple of str
-        Any of them is right; empty where the answer is not known.
+        Any of them is right; empty if the answer is not known.
     evidence : tuple of Region
-        What has to be seen to answer.
+        The parts of the images that the answer depends on.
     scenes : tuple of str
-        What it is about: questions that share one depend on each other, which makes intervals wider. Empty if it
-        depends on no other question.
+        The scenes that the question is about. Questions with a common scene depend on each other, which makes intervals
+        wider. Empty if the question depends on no other question.
     versions : tuple of str
-        Of each image, what changes when the image does: a digest, or the size and the time of change of its file.
+        One text per image that changes when the image does: a digest, or the size and the time of change of its file.
     names : tuple of str or None
-        What the data calls each image: its path, mostly; None where it has no name.
+        The name of each image in the data, usually its path; None if it has no name.
     """
 
     id: str
@@ -129,59 +133,64 @@ def load_examples(
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
     check_images: bool = True,
+    strict: bool = False,
 ) -> list[Example]:
     """Load questions.
 
     Parameters
     ----------
     source : str or Path
-        "bundled"; a ``.jsonl`` or ``.parquet`` file or a data set of Hugging Face datasets, a name on the hub or a
-        folder, downloaded or written by ``save_to_disk``, with rows of `image` or `images`, `question` and, if known,
-        `answers`; or a folder of images. ``name:split`` says which split of a data set. Images are paths, relative to
-        the file, or encoded images (``{"bytes": ..., "path": ...}``), which are read again when their turn comes.
-        A row may also have an `id` (else its number), a `task`, and a `cluster`: rows of the same cluster depend on
-        each other, as rows with the same image do where there is no `cluster`. Other columns are not read, and a
-        warning says so.
+        Four kinds of source. "bundled": the bundled benchmark. A folder of images, all of which are asked `question`.
+        A ``.jsonl`` or ``.parquet`` file. A data set of Hugging Face datasets: a name on the hub, or a folder that was
+        downloaded from there or written by ``save_to_disk``; ``name:split`` chooses a split.
+
+        A row has `image` or `images`, `question` and, if known, `answers` (also called `answer` or `label`). An image
+        is a path relative to the file, or an encoded image (``{"bytes": ..., "path": ...}``). A row may also have an
+        `id` (its number if left out), a `task`, and a `cluster`: rows of the same cluster depend on each other. If
+        there is no `cluster`, rows with the same image do. Other columns are not read, and a warning names them.
     question : str, optional
         What to ask about every image of a folder.
     tasks : sequence of str, optional
         Only these tasks.
     limit : int, optional
-        Only that many, the first ones.
+        The number of questions, from the first.
     check_images : bool
-        Whether an image that is not there is an error now. If not, it is one when the image is loaded.
+        Whether a missing image file is an error now, or later, when the image is loaded.
+    strict : bool
+        Whether a column that is not read is an error instead of a warning.
 
     Raises
     ------
     ValueError
-        If the source is not there, holds no question, a row lacks something or has a misspelt column, an `id` comes
-        twice, or some rows have `answers`, `id` or `cluster` and others have not; the message names file and row.
+        If the source does not exist or holds no question, a row lacks something or has a misspelt column, an `id`
+        occurs twice, or only some rows have `answers`, `id` or `cluster`. The message names file and row.
     ImportError
-        If a package that reads it is missing; ``zooprune[data]`` brings them.
+        If a package that reads the source is missing. ``zooprune[data]`` installs them.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} leaves no question; give at least 1")
     if str(source) == BUNDLED:
         return bundled_examples(tasks, limit)
+    refuse_address(str(source))
     path = Path(source)
     images_only = path.is_dir() and not _is_dataset(path)
     if images_only != (question is not None):
         raise ValueError(
             f"{source} is a folder of images; say what to ask about them with --question"
             if images_only
-            else f"{source} brings its own questions; leave out --question"
+            else f"{source} has questions of its own; leave out --question"
         )
-    found = (
-        _image_folder(path, str(question)) if images_only else _examples(_rows(str(source), path), _Seen(check_images))
-    )
+    seen = _Seen(check_images, strict)
+    found = _image_folder(path, str(question)) if images_only else _examples(_rows(str(source), path), seen)
     examples = list(islice((example for example in found if tasks is None or example.task in tasks), limit))
     if not examples:
-        raise ValueError(f"{source} holds no question" + (f" of the tasks {', '.join(tasks)}" if tasks else ""))
+        missing = "image file" if images_only else "question"
+        raise ValueError(f"{source} holds no {missing}" + (f" of the tasks {', '.join(tasks)}" if tasks else ""))
     return examples
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """Return a digest of questions, answers and images, which tells whether a resumed run has the same ones."""
+    """Return a digest of questions, answers and images, by which a resumed run notices a change."""
     told = [
         [example.id, example.task, example.question, example.answers, example.scenes, example.versions]
         for example in examples
@@ -197,7 +206,7 @@ def _check_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class _Row:
-    """One row, what to call it, what its paths are relative to, and how to read an encoded image of it again."""
+    """A row, its name for messages, the folder of its paths, and a function that reads an encoded image again."""
 
     values: Any
     where: str
@@ -206,12 +215,12 @@ class _Row:
 
 
 def _rows(source: str, path: Path) -> Iterator[_Row]:
-    """Yield rows with what to call them and the folder that their paths are relative to."""
+    """Yield the rows of a file or data set."""
     if path.is_file():
         if path.suffix not in (".jsonl", ".parquet"):
             raise ValueError(f"{path} is neither .jsonl nor .parquet; convert it to one of them")
         return _json_lines(path) if path.suffix == ".jsonl" else _parquet(path)
-    # A hub name looks otherwise; a saved data set with its split may look like this.
+    # Paths that look local must exist; everything else is taken for a hub name.
     looks_local = path.suffix in (".jsonl", ".parquet", ".json", ".csv") or path.is_absolute() or source.startswith(".")
     saved = source if path.exists() else source.rpartition(":")[0]
     if looks_local and not (saved and Path(saved).is_dir()):
@@ -221,7 +230,8 @@ def _rows(source: str, path: Path) -> Iterator[_Row]:
 
 def _json_lines(path: Path) -> Iterator[_Row]:
     blank = None
-    with path.open(encoding="utf-8") as file:
+    # Windows editors begin a file with a byte order mark, which this encoding skips.
+    with path.open(encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(file, 1):
                 where = f"{path}, row {number}"
@@ -240,7 +250,7 @@ def _json_lines(path: Path) -> Iterator[_Row]:
 
 
 class _Parquet:
-    """A Parquet file that is read a few rows at a time, forward; nothing but the last few rows is kept.
+    """A Parquet file that is read forward, a few rows at a time; only the last few rows stay in memory.
 
     Parameters
     ----------
@@ -259,7 +269,7 @@ class _Parquet:
         self._batches: Iterator[Any] = iter(())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process opens the file itself, once for all rows that it is sent.
+        # Another process opens the file itself, once for all the rows that it receives.
         return _opened, (self.path, _version(self.path))
 
     def rows(self) -> Iterator[Mapping[str, Any]]:
@@ -268,7 +278,7 @@ class _Parquet:
             yield from batch.to_pylist()
 
     def encoded(self, number: int, column: str, place: int) -> bytes:
-        """Return the encoded image of row `number`, from 0; quick for rows one after the other."""
+        """Return the encoded image of row `number`, counted from 0; fast if rows are read in order."""
         try:
             return self._encoded(number, column, place)
         except _broken() as error:
@@ -293,7 +303,7 @@ class _Parquet:
 
 @lru_cache(maxsize=4)
 def _opened(path: Path, version: str) -> _Parquet:
-    """Open a file for rows that were read elsewhere; `version` tells a file from a later one of the same name."""
+    """Open a file for rows that were read elsewhere; `version` distinguishes later files of the same name."""
     try:
         return _Parquet(path)
     except _broken() as error:
@@ -334,7 +344,7 @@ def _dataset(source: str) -> Iterator[_Row]:
     try:
         loaded = datasets.load_from_disk(name) if _is_saved(folder) else datasets.load_dataset(name)
     except Exception as error:
-        # Whatever the hub, the disk or the data set's author got wrong, it is no question set.
+        # The hub, the disk and the author's files fail in many ways; all of them mean that there are no questions.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot load the data set {name!r} ({reason}); check the name or path") from None
     if isinstance(loaded, dict):
@@ -387,18 +397,19 @@ def _image_folder(path: Path, question: str) -> Iterator[Example]:
 
 
 def _version(file: Path) -> str:
-    """Return what changes when a file does. Its bytes would say more, but all images would be read before the first."""
+    """Return a text that changes when a file does. A digest is surer, but would read all images at the start."""
     status = file.stat()
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
 @dataclass
 class _Seen:
-    """What the rows so far had, to hold later ones to it."""
+    """What earlier rows had, which later rows are checked against."""
 
     check_images: bool
+    strict: bool
     ids: dict[str, str] = field(default_factory=dict)
-    #: By column: the first row, and whether it has the column.
+    #: By column: the first row, and whether that row has the column.
     given: dict[str, tuple[str, bool]] = field(default_factory=dict)
     ignored: set[str] = field(default_factory=set)
 
@@ -412,7 +423,9 @@ def _example(row: _Row, seen: _Seen) -> Example:
     values, where = row.values, row.where
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: expected an object with image, question and answers, got {type(values).__name__}")
-    _check_columns(values, where, seen)
+    column = next((name for name in ("answers", *_ANSWERS) if values.get(name) is not None), "answers")
+    answers = values.get(column)
+    _check_columns({name: value for name, value in values.items() if name != column}, answers is not None, where, seen)
     question = values.get("question")
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"{where}: no question; give it as text")
@@ -420,16 +433,15 @@ def _example(row: _Row, seen: _Seen) -> Example:
     nothing = single is None and several is None
     if (nothing and seen.check_images) or (single is not None and several is not None):
         raise ValueError(f"{where}: give either image or images")
-    column, shown = ("image", [single]) if several is None else ("images", several)
+    where_shown, shown = ("image", [single]) if several is None else ("images", several)
     if not isinstance(shown, Sequence) or isinstance(shown, (str, bytes)) or not shown:
         raise ValueError(f"{where}: images must be a list of at least one image")
-    pictures = [_image(each, row, column, place, seen.check_images) for place, each in enumerate(shown)]
-    answers = values.get("answers")
+    pictures = [_image(each, row, where_shown, place, seen.check_images) for place, each in enumerate(shown)]
     answers = [] if answers is None else [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, Sequence) or not all(isinstance(answer, str) for answer in answers):
-        raise ValueError(f"{where}: answers must be text or a list of texts; put numbers in quotes")
+        raise ValueError(f"{where}: {column} must be text or a list of texts; put numbers in quotes")
     if not all(answer.strip() for answer in answers):
-        raise ValueError(f"{where}: an answer is empty; delete it, or write what is right")
+        raise ValueError(f"{where}: an answer is empty; delete it, or write the right answer")
     named, cluster = _text(values, "id", where), _text(values, "cluster", where)
     for name, there in (("answers", bool(answers)), ("id", named is not None), ("cluster", cluster is not None)):
         first, before = seen.given.setdefault(name, (where, there))
@@ -453,9 +465,11 @@ def _example(row: _Row, seen: _Seen) -> Example:
     )
 
 
-def _check_columns(values: Mapping[str, Any], where: str, seen: _Seen) -> None:
-    """Refuse what looks like a misspelt column, and say once which others are not read."""
+def _check_columns(values: Mapping[str, Any], answered: bool, where: str, seen: _Seen) -> None:
+    """Refuse columns that look misspelt, and name the others that are not read: once, or as an error if strict."""
     absent = {column for column in COLUMNS if values.get(column) is None} - {"id"}
+    if answered:
+        absent.discard("answers")
     if not {"image", "images"} <= absent:
         absent -= {"image", "images"}
     unread = sorted(set(map(str, values)) - {*COLUMNS, *seen.ignored})
@@ -466,7 +480,10 @@ def _check_columns(values: Mapping[str, Any], where: str, seen: _Seen) -> None:
     if unread:
         seen.ignored.update(unread)
         what = "the column" if len(unread) == 1 else "the columns"
-        warnings.warn(f"{where}: not read: {what} {', '.join(unread)}; known are {', '.join(COLUMNS)}", stacklevel=2)
+        message = f"{where}: not read: {what} {', '.join(unread)}; known are {', '.join((*COLUMNS, *_ANSWERS))}"
+        if seen.strict:
+            raise ValueError(f"{message}; take out what is not known")
+        warnings.warn(message, stacklevel=2)
 
 
 def _text(values: Mapping[str, Any], name: str, where: str) -> str | None:
@@ -479,7 +496,7 @@ def _text(values: Mapping[str, Any], name: str, where: str) -> str | None:
 
 
 class _Picture(NamedTuple):
-    """What loads an image, what tells it from other images, what changes when it does, and what it is called."""
+    """A function that loads an image, its scene, a text that changes when the image does, and its name."""
 
     load: LoadImage
     scene: str
@@ -512,6 +529,10 @@ def _found(given: Any, row: _Row, column: str, place: int) -> _Picture:
     path = given.get("path") if isinstance(given, Mapping) else given
     if not isinstance(path, str) or not path:
         raise ValueError(f"{where}: an image must be a path or the bytes of an image file")
+    try:
+        refuse_address(path)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     file = row.folder / path
     if not file.is_file():
         raise ValueError(f"{where}: the image {path} does not exist; give paths relative to {row.folder}")
