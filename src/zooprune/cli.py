@@ -45,6 +45,8 @@ _out, _err = Console(), Console(stderr=True)
 #: The longest name of a method that a table shows on a line of its own.
 _LONGEST = 20
 _SECONDS_BETWEEN_LINES = 30
+#: Of a list of questions that were left out.
+_SHOWN = 10
 
 #: The heading of the options that only 'bench serve' takes, and where a server answers unless told otherwise.
 _SERVE, _LOCAL = "With serve", "http://127.0.0.1:8000"
@@ -243,6 +245,9 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Output folder. An interrupted run in it is resumed.")] = Path("runs/eval"),
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at an image that cannot be read and at a column that is not known.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure how many answers survive pruning, by method and budget, and what it costs and saves."""
@@ -269,7 +274,7 @@ def evaluate(
         else:
             settings[name] = [runner.Setting(), planned]
     with _waiting(f"loading {data}", quiet=as_json):
-        examples = load_examples(data, question=question, tasks=task, limit=limit)
+        examples = load_examples(data, question=question, tasks=task, limit=limit, strict=strict)
     configuration = {
         "model": names,
         "data": data,
@@ -283,25 +288,28 @@ def evaluate(
         "device": device,
     }
     results = runner.Results(out, configuration)
-    cases = {}
+    cases, left_out = {}, {}
     with _progress() as progress:
         total = len(examples) * sum(map(len, settings.values()))
         bar = progress.add_task("asking", total=total, completed=len(results.rows))
         for name in names:
             subject = runner.Subject(name, *load_model(name, dtype=dtype, device=device), max_new_tokens)
-            runner.evaluate(
+            left_out[name] = runner.evaluate(
                 subject, examples, settings[name], results,
-                batch=batch, timed=timed, progress=lambda rows: progress.advance(bar, rows),
+                batch=batch, timed=timed, strict=strict, progress=lambda rows: progress.advance(bar, rows),
             )  # fmt: skip
             cases[name] = draw_cases(subject, examples, settings[name], results)
-    found, paths = publish(results, cases)
+    found, paths = publish(results, cases, left_out)
+    for name in names:
+        _warn_of_left_out(left_out[name])
     if as_json:
-        print(json.dumps({"run": str(out), "models": found, "cases": cases}))
+        print(json.dumps({"run": str(out), "models": found, "cases": cases, "left_out": left_out}))
         return
-    from zooprune.evaluation.report import BRIEF, overview
+    from zooprune.evaluation.report import headline, overview
 
     for name in names:
-        _print_figures(overview(found[name], columns=BRIEF), f"{name} on {data}")
+        _print_figures(overview(found[name], brief=True), f"{name} on {data}")
+        _say(headline(found[name]))
     _say(f"written: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
@@ -782,6 +790,18 @@ def _print_method(entry: Entry) -> None:
     for option in entry.options:
         options.add_row(*map(_text, (option.name, option.default, option.meaning)))
     _out.print(options)
+
+
+def _warn_of_left_out(left_out: dict[str, str]) -> None:
+    if not left_out:
+        return
+    from zooprune.evaluation.report import not_asked
+
+    lines = [not_asked(left_out), *(f"  {name}: {why}" for name, why in list(left_out.items())[:_SHOWN])]
+    if len(left_out) > _SHOWN:
+        lines.append(f"  and {len(left_out) - _SHOWN:,} more, see report.md")
+    for line in lines:
+        _warn(line, UserWarning)
 
 
 def _print_figures(figures: Figures, subject: str) -> None:

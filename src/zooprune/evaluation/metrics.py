@@ -1,4 +1,4 @@
-"""Numbers from rows: scores, what pruning keeps of them, how sure that is, and what it costs."""
+"""Numbers from rows: scores, the share of them that pruning keeps, intervals, and costs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from zooprune.pruners import UNPRUNED
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
-#: A method with its budget; `budget` tells one budget from another, where 1 == 1.0 does not.
+#: A method with its budget. Compare budgets with `budget`, because 1 == 1.0.
 Arm = tuple[str, int | float | None]
 
 FULL: Arm = (UNPRUNED, None)
-#: The task that POPE asks: scored by F1, for which "yes" is positive.
+#: The task of POPE: scored by F1, with "yes" as the positive answer.
 EXISTENCE = "existence"
 #: With fewer questions a task, a mean over tasks gets no interval: each task's own score is too uncertain.
 LEAST_PER_TASK = 20
 
 
 def budget(keep: int | float | None) -> str:
-    """Return a budget in words, which tells 1 (one token) from 1.0 (all of them)."""
+    """Return a budget as text, in which 1 (one token) and 1.0 (all tokens) differ."""
     return "all" if keep is None else str(keep)
 
 
@@ -43,7 +43,7 @@ def is_right(reply: str, answers: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model replied, arranged by arm and question; draws of the same arm are averaged.
+    """The replies of one model, by arm and question; draws of the same arm are averaged.
 
     Parameters
     ----------
@@ -52,13 +52,13 @@ class Answers:
     arms : tuple of (method, keep), (A,)
         The unpruned model comes first.
     right : array, (A, Q)
-        Share of draws with a right reply; NaN where the answer is not known.
+        Share of draws with a right reply; NaN if the answer is not known.
     same : array, (A, Q)
         Share of draws with the unpruned model's reply.
     yes : array, (A, Q)
         Share of draws with the reply "yes".
     truth : array, (Q,)
-        Whether "yes" is right; NaN where the answer is not known.
+        Whether "yes" is right; NaN if the answer is not known.
     cluster : array of int, (Q,)
         Which questions are about the same scenes; see `zooprune.evaluation.intervals.clusters`.
     rows : tuple of lists, (A,)
@@ -127,7 +127,7 @@ def arrange(rows: Iterable[Row]) -> Answers:
     answers = [full[question]["answers"] for question in ids]
     truth = [float(is_right("yes", replies)) if replies else math.nan for replies in answers]
     tasks = tuple(full[question]["task"] for question in ids)
-    # Thirds that are added up must still be a whole.
+    # Three draws of 1/3 must sum to exactly 1.
     right, same, yes = (values.round(9) for values in (right, same, yes))
     complete = tuple([row for row in replies if row["id"] in place] for replies in by_arm.values())
     arms = tuple((replies[0]["method"], replies[0]["keep"]) for replies in by_arm.values())
@@ -138,7 +138,7 @@ def arrange(rows: Iterable[Row]) -> Answers:
 def task_scores(answers: Answers) -> Floats:
     """Return the score of every arm and task, (A, tasks): F1 of "existence", accuracy of others.
 
-    NaN where no answer is known or, for F1, where no "yes" was right or said.
+    NaN if no answer is known or, for F1, if no "yes" was right or replied.
     """
     scores = np.full((len(answers.arms), len(answers.kinds)), np.nan)
     for number, task in enumerate(answers.kinds):
@@ -146,7 +146,7 @@ def task_scores(answers: Answers) -> Floats:
         if not asked.any():
             continue
         if task == EXISTENCE:
-            # 2 TP + FP + FN is all that was said to be there and all that is there.
+            # 2 TP + FP + FN is the number of "yes" replies plus the number of "yes" answers.
             top, bottom = 2 * answers.yes[:, asked] @ answers.truth[asked], _existence(answers, asked)
         else:
             top, bottom = answers.right[:, asked].sum(1), np.full(len(answers.arms), asked.sum())
@@ -174,7 +174,7 @@ def kept_share(scores: Floats) -> Floats:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Return the two-sided p of as uneven a split of discordant pairs, or worse: McNemar's exact test."""
+    """Return the two-sided p-value of a split of discordant pairs: McNemar's exact test."""
     total = wins + losses
     tail = sum(math.comb(total, number) for number in range(min(wins, losses) + 1))
     return float(min(1.0, 2 * tail / 2**total))
@@ -222,7 +222,7 @@ def compare(answers: Answers, first: Arm, second: Arm) -> dict[str, Any]:
 def kept_share_interval(answers: Answers, number: int) -> Interval | None:
     """Return the interval of the share that an arm keeps of the unpruned score.
 
-    The share is 1 plus what every question adds to it or takes from it, so it is the interval of a difference.
+    The share is 1 plus the gains and losses of all questions, so the interval is that of a difference.
 
     Returns
     -------
@@ -247,7 +247,7 @@ def kept_share_interval(answers: Answers, number: int) -> Interval | None:
         if task == EXISTENCE:
             truth, before, after = answers.truth[asked], answers.yes[0, asked], answers.yes[number, asked]
             total, of_full = _existence(answers, asked)[[number, 0]]
-            # F1 is twice the hits over `total`, so this is how much a "yes" more or less moves it: exactly.
+            # F1 is twice the hits over `total`, so this is exactly how much one "yes" more or less changes it.
             changes[asked] = (after - before) * (2 * truth - full) / total
             influences[asked] = (2 * after * truth - score * (after + truth)) / total
             influences[asked] -= score / full * (2 * before * truth - full * (before + truth)) / of_full
@@ -260,7 +260,7 @@ def kept_share_interval(answers: Answers, number: int) -> Interval | None:
     around = difference(changes[asked], influences[asked], weights[asked], _renumbered(answers.cluster[asked]))
     if around is None:
         return None
-    # No method can do better than have everything right.
+    # No method can do better than all right.
     best = float(np.mean([1 / scores[0, place] for place, _ in counted]))
     return max(0.0, 1 + around[0]), min(best, 1 + around[1])
 
@@ -281,14 +281,14 @@ def summarise(answers: Answers) -> list[dict[str, Any]]:
     -------
     list of dict
         `method`, `keep`, `draws`, `questions`, `scenes` (clusters of questions that share an image);
-        `tasks` with `questions`, `score`, `accuracy` and, for "existence", `f1` and `yes_ratio`;
+        `tasks` with `questions`, `score`, `accuracy`, `agreement` and, for "existence", `f1` and `yes_ratio`;
         `accuracy` over all questions;
         `kept_share` of the unpruned score, mean over tasks, and `kept_share_interval`;
         `agreement` with the unpruned model's replies, and `agreement_interval`;
         `evidence_recall`, mean over questions that have regions;
         means of `visual_tokens`, `kept_tokens`, `prompt_tokens`, `flops` and `kv_bytes`;
         `seconds`, medians over the timed questions of every stage, `first_token` (all but decode) and `total`.
-        None where there is nothing to tell it from.
+        None if a figure is not known.
     """
     scores = task_scores(answers)
     kept = kept_share(scores)
@@ -330,6 +330,7 @@ def _task(answers: Answers, number: int, task: str, score: float) -> dict[str, A
         "questions": int(asked.sum()),
         "score": _finite(score),
         "accuracy": _mean(answers.right[number, asked]),
+        "agreement": float(answers.same[number, asked].mean()),
     }
     if task == EXISTENCE:
         figures |= {"f1": _finite(score), "yes_ratio": float(answers.yes[number, asked].mean())}

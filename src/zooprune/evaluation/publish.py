@@ -1,4 +1,4 @@
-"""Write what a run found into its folder."""
+"""Write the reports of a run into its folder."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PICTURES = "cases"
 def draw_cases(
     subject: Subject, examples: Sequence[Example], settings: Sequence[Setting], results: Results
 ) -> list[dict[str, Any]]:
-    """Find the worst cases of a model, and draw them as JPEG files.
+    """Find the worst cases of a model, and draw them as WebP files.
 
     Returns
     -------
     list of dict
-        What `Case.told` says, and the paths of the `pictures` inside the run's folder: none where the model cuts an
-        image into tiles, which cannot be drawn.
+        `Case.told`, and the paths of the `pictures` inside the run's folder. There are none if the model cuts an image
+        into tiles, which cannot be drawn.
     """
     rows = [row for row in results.rows if row["model"] == subject.name]
     folder = results.folder / PICTURES
@@ -41,16 +41,18 @@ def draw_cases(
             pictures = []
         paths = []
         for place, picture in enumerate(pictures):
-            path = folder / f"{_slug(subject.name)}-{number:02}-{place}.jpg"
+            path = folder / f"{_slug(subject.name)}-{number:02}-{place}.webp"
             temporary = path.with_suffix(".tmp")
-            picture.save(temporary, "JPEG", quality=85)
+            picture.save(temporary, "WEBP", quality=80)
             temporary.replace(path)
             paths.append(path.relative_to(results.folder).as_posix())
         drawn.append(case.told | {"pictures": paths})
     return drawn
 
 
-def publish(results: Results, cases: dict[str, list[dict[str, Any]]]) -> tuple[dict[str, dict[str, Any]], list[Path]]:
+def publish(
+    results: Results, cases: dict[str, list[dict[str, Any]]], left_out: dict[str, dict[str, str]]
+) -> tuple[dict[str, dict[str, Any]], list[Path]]:
     """Write report.md and report.html.
 
     Parameters
@@ -58,22 +60,24 @@ def publish(results: Results, cases: dict[str, list[dict[str, Any]]]) -> tuple[d
     results : Results
     cases : dict
         By model, what `draw_cases` returned.
+    left_out : dict
+        By model, what `zooprune.evaluation.runner.evaluate` returned.
 
     Returns
     -------
     found : dict
         See `zooprune.evaluation.report.digest`.
     paths : list of Path
-        What was written.
+        The files that were written.
     """
     found = digest(results.rows)
     paths = [results.folder / "report.md", results.folder / "report.html"]
-    write_text(paths[0], markdown(results.description, found, cases))
-    write_text(paths[1], page(results.description, found, cases, results.folder))
+    write_text(paths[0], markdown(results.description, found, cases, left_out))
+    write_text(paths[1], page(results.description, found, cases, left_out, results.folder))
     return found, paths
 
 
 def _slug(name: str) -> str:
-    """Return a file name that no other model has: its readable end, and a digest of all of it."""
+    """Return a file name of its own for a model: the readable end of the model's name, and a digest of all of it."""
     readable = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[-40:].strip("-")
     return f"{readable}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"

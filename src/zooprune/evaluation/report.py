@@ -1,4 +1,4 @@
-"""What a run found out, as tables: for the terminal, for Markdown and for the page."""
+"""The results of a run as sentences and tables: for the terminal, for Markdown and for the page."""
 
 from __future__ import annotations
 
@@ -11,20 +11,31 @@ from zooprune.evaluation.metrics import FULL, LEAST_PER_TASK, arrange, budget, c
 from zooprune.evaluation.runner import Row
 
 HOW_TIMED = (
-    "Seconds are medians over {count} questions asked one at a time after one that does not count, every image encoded "
-    "every time; the pruner's own work is in them. 'first token' is all but decoding."
+    "Times are medians over {count} questions asked one by one after a warm-up. Images are encoded every time, and the "
+    "pruner's own work is included. 'first token' is the total without decoding. 'speed-up' is the unpruned model's "
+    "total over the method's."
 )
 HOW_SURE = (
     "'score kept' is the mean over tasks of the score as a share of the unpruned model's. Its 95 % interval is a score "
     "interval (Wilson, Newcombe) that counts questions about the same scene as dependent."
 )
-TOO_FEW = f"No interval of 'score kept': a mean over tasks gets one from {LEAST_PER_TASK} questions a task."
-ONE_SCENE = "No interval: all questions are about the same scene."
+HOW_SAME = (
+    "'same reply' is the share of replies that equal the unpruned model's. It does not say how many are right: the "
+    "data has no answers. Its 95 % interval is Wilson's and counts questions about the same scene as dependent."
+)
+TOO_FEW = f"There is no interval of 'score kept': a mean over tasks takes at least {LEAST_PER_TASK} questions per task."
+ONE_SCENE = "There is no interval: all questions are about the same scene."
+LOST = "Right with all tokens and wrong without, at the largest budgets where it occurs."
+CHANGED = "The reply differs from the unpruned model's, at the largest budgets where it occurs."
+#: What `times` says of costs that are within 5 % of each other.
+SAME = "the same"
+#: The headline names the smallest budget that keeps this much.
+ENOUGH = 0.95
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table in words.
+    """A table of text.
 
     Parameters
     ----------
@@ -40,17 +51,17 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
-        """Return it in Markdown, as plain text whatever the cells hold."""
+        """Return the table in Markdown; marks in the cells are escaped."""
         lines = [_line(self.header), _line(["---", *["---:"] * (len(self.header) - 1)]), *map(_line, self.rows)]
         return "\n".join([f"### {plain(self.title)}", "", *lines, *(["", plain(self.note)] if self.note else [])])
 
 
-#: What would start a tag, an entity, a link, a picture, emphasis, code, a formula, or the next cell of a table.
+#: Marks that would start a tag, an entity, a link, a picture, emphasis, code, a formula, or the next cell of a table.
 _MARKS = re.compile(r"([\\`*_\[\]|~$#!])")
 
 
 def plain(text: str) -> str:
-    """Return Markdown that shows a text as it is, in one line."""
+    """Return Markdown that shows a text unchanged, in one line."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKS.sub(r"\\\1", text)
 
@@ -65,9 +76,9 @@ def digest(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     Returns
     -------
     dict
-        By model: `summary` (see `metrics.summarise`) and `comparisons` (see `metrics.compare`) of every method with
-        the unpruned model, and of the first method with all others at the same budget; `timed`, the number of
-        questions that were timed.
+        By model: `answers_known`, whether the data has answers; `summary` (see `metrics.summarise`); `comparisons` (see
+        `metrics.compare`) of every method with the unpruned model, and of the first method with all others at the same
+        budget, if answers are known; `timed`, the number of questions that were timed.
     """
     found = {}
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -78,6 +89,7 @@ def digest(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
                   if budget(arm[1]) == budget(other[1])]  # fmt: skip
         known = any(row["right"] is not None for row in answers.rows[0])
         found[model] = {
+            "answers_known": known,
             "summary": summarise(answers),
             "comparisons": [compare(answers, *pair) for pair in pairs] if known else [],
             "timed": sum(bool(row["seconds"]) for row in answers.rows[0]),
@@ -85,71 +97,119 @@ def digest(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     return found
 
 
-#: Heading, and how to tell the cell from a summary's entry; a column without a figure is left out.
-_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
-    ("score kept %", lambda arm: _percent(arm["kept_share"])),
-    ("95 %", lambda arm: "" if arm["keep"] is None else _between(arm["kept_share_interval"])),
-    ("accuracy %", lambda arm: _percent(arm["accuracy"])),
-    ("same reply %", lambda arm: _percent(arm["agreement"])),
-    ("evidence %", lambda arm: _percent(arm["evidence_recall"])),
-    ("visual tokens", lambda arm: f"{arm['kept_tokens']:,.0f}"),
-    ("GFLOPs", lambda arm: f"{arm['flops'] / 1e9:,.2f}"),
-    ("KV MB", lambda arm: f"{arm['kv_bytes'] / 1e6:,.2f}"),
-    ("pruner ms", lambda arm: _milliseconds(arm, "score", "select", "assign")),
-    ("prefill ms", lambda arm: _milliseconds(arm, "prefill")),
-    ("first token ms", lambda arm: _milliseconds(arm, "first_token")),
-    ("total ms", lambda arm: _milliseconds(arm, "total")),
+#: Heading, and a function from a summary's entry and the unpruned model's to the cell. Empty columns are left out.
+_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any], dict[str, Any]], str]], ...] = (
+    ("score kept %", lambda arm, full: _percent(arm["kept_share"])),
+    ("95 %", lambda arm, full: "" if arm["keep"] is None else _between(_interval(arm))),
+    ("accuracy %", lambda arm, full: _percent(arm["accuracy"])),
+    ("same reply %", lambda arm, full: _percent(arm["agreement"])),
+    ("evidence %", lambda arm, full: _percent(arm["evidence_recall"])),
+    ("visual tokens", lambda arm, full: f"{arm['kept_tokens']:,.0f}"),
+    ("GFLOPs", lambda arm, full: f"{arm['flops'] / 1e9:,.2f}"),
+    ("KV MB", lambda arm, full: f"{arm['kv_bytes'] / 1e6:,.2f}"),
+    ("pruner ms", lambda arm, full: _milliseconds(arm, "score", "select", "assign")),
+    ("prefill ms", lambda arm, full: _milliseconds(arm, "prefill")),
+    ("first token ms", lambda arm, full: _milliseconds(arm, "first_token")),
+    ("total ms", lambda arm, full: _milliseconds(arm, "total")),
+    ("speed-up", lambda arm, full: _speed_up(arm, full)),
 )
-#: What fits into a terminal of 100 columns.
-BRIEF = ("score kept %", "95 %", "accuracy %", "same reply %", "evidence %", "visual tokens", "prefill ms", "total ms")
+#: Without answers, the interval is that of 'same reply' and stands beside it.
+_UNKNOWN = ("same reply %", "95 %", *(heading for heading, _ in _COLUMNS if heading not in ("same reply %", "95 %")))
+#: Columns that fit into a terminal of 80 characters.
+BRIEF = ("score kept %", "95 %", "accuracy %", "visual tokens", "total ms", "speed-up")
+_BRIEF_UNKNOWN = ("same reply %", *BRIEF)
 
 
-def overview(found: dict[str, Any], *, columns: Sequence[str] | None = None) -> Table:
+def overview(found: dict[str, Any], *, brief: bool = False) -> Table:
     """Return quality and cost of every arm of one model.
 
     Parameters
     ----------
     found : dict
         One model's part of `digest`.
-    columns : sequence of str, optional
-        Only these.
+    brief : bool
+        Whether the table must fit into a terminal.
     """
-    summary = found["summary"]
-    shown = [(heading, cell) for heading, cell in _COLUMNS if columns is None or heading in columns]
-    filled = [(heading, cells) for heading, cell in shown if any(cells := [cell(arm) for arm in summary])]
+    summary, known = found["summary"], found["answers_known"]
+    order = [heading for heading, _ in _COLUMNS] if known else _UNKNOWN
+    wanted = order if not brief else BRIEF if known else _BRIEF_UNKNOWN
+    cell = dict(_COLUMNS)
+    columns = {
+        heading: cells
+        for heading in order
+        if heading in wanted and any(cells := [cell[heading](arm, summary[0]) for arm in summary])
+    }
     rows = [
-        (arm["method"], budget(arm["keep"]), *(cells[number] for _, cells in filled))
+        (arm["method"], budget(arm["keep"]), *(cells[number] for cells in columns.values()))
         for number, arm in enumerate(summary)
     ]
-    note = HOW_SURE
-    pruned = summary[1:]
-    if pruned and all(arm["kept_share"] is not None and arm["kept_share_interval"] is None for arm in pruned):
-        note = ONE_SCENE if summary[0]["scenes"] < 2 else TOO_FEW
+    note = HOW_SURE if known else HOW_SAME
+    if len(summary) > 1 and "95 %" not in columns:
+        missing = ONE_SCENE if summary[0]["scenes"] < 2 else TOO_FEW
+        note = missing if known else f"{HOW_SAME.partition(' Its 95')[0]} {missing}"
     if found["timed"]:
         note += " " + HOW_TIMED.format(count=found["timed"])
     draws = max(arm["draws"] for arm in summary)
     if draws > 1:
-        note += f" Methods that draw are averaged over {draws} seeds."
+        note += f" Methods that draw random numbers are averaged over {draws} seeds."
     questions = f"{summary[0]['questions']:,} questions"
     if summary[0]["scenes"] < summary[0]["questions"]:
         questions += f" about {summary[0]['scenes']:,} groups of scenes"
-    return Table(questions, ("method", "keep", *(heading for heading, _ in filled)), rows, note)
+    return Table(questions, ("method", "keep", *columns), rows, note)
+
+
+def headline(found: dict[str, Any]) -> str:
+    """Return the main result of one model in a sentence; empty if nothing was pruned.
+
+    It is about the smallest budget that keeps at least `ENOUGH` of the score (of the replies, if no answers are known).
+    """
+    full, *pruned = found["summary"]
+    measure = "kept_share" if full["kept_share"] is not None else "agreement"
+    pruned = [arm for arm in pruned if arm[measure] is not None]
+    if not pruned:
+        return ""
+    good = [arm for arm in pruned if arm[measure] >= ENOUGH]
+    if good:
+        best = min(good, key=lambda arm: (arm["kept_tokens"], -arm[measure]))
+    else:
+        best = max(pruned, key=lambda arm: (arm[measure], -arm["kept_tokens"]))
+    does = "keeps {} % of the score" if measure == "kept_share" else "gives the same reply to {} % of the questions"
+    sentence = (
+        f"{best['method']} {does.format(_percent(best[measure]))} with {best['kept_tokens']:,.0f} of "
+        f"{full['kept_tokens']:,.0f} visual tokens per question"
+    )
+    if best["seconds"] is not None:
+        speed = times(full["seconds"]["total"], best["seconds"]["total"])
+        sentence += " in the same time" if speed == SAME else f" and answers {speed}"
+    return sentence + ("." if good else f"; nothing that was tried reaches {100 * ENOUGH:.0f} %.")
+
+
+def times(before: float, after: float, better: str = "faster", worse: str = "slower") -> str:
+    """Return how a cost changed, such as "3.1x faster", with a factor of 1 or more."""
+    if not before or not after:
+        return ""
+    factor, word = (before / after, better) if after <= before else (after / before, worse)
+    return f"{factor:,.1f}x {word}" if factor >= 1.05 else SAME
 
 
 def by_task(found: dict[str, Any]) -> Table:
-    """Return the score of every task, F1 for "existence" with accuracy and yes-ratio beside it."""
-    summary = found["summary"]
+    """Return the score of every task, or how many replies stay if no answers are known.
+
+    The score of "existence" is F1; accuracy and the share of "yes" are shown beside it.
+    """
+    summary, known = found["summary"], found["answers_known"]
     header, pick = [], []
     for task, figures in summary[0]["tasks"].items():
-        for name in [name for name in ("f1", "accuracy", "yes_ratio") if name in figures]:
-            header.append(f"{task} {name.replace('_', ' ')}" if "f1" in figures else task)
+        for name in [name for name in ("f1", "accuracy", "yes_ratio") if name in figures] if known else ["agreement"]:
+            header.append(f"{task} {name.replace('_', ' ')}" if "f1" in figures and known else task)
             pick.append((task, name))
     rows = [
         (arm["method"], budget(arm["keep"]), *(_percent(arm["tasks"][task][name]) for task, name in pick))
         for arm in summary
     ]
     counts = ", ".join(f"{figures['questions']} {task}" for task, figures in summary[0]["tasks"].items())
-    return Table("By task, in %", ("method", "keep", *header), rows, f"Accuracy where nothing else is said: {counts}.")
+    what = "Accuracy, unless the heading says otherwise" if known else "Same reply as the unpruned model"
+    return Table("By task, in %", ("method", "keep", *header), rows, f"{what}. Questions: {counts}.")
 
 
 def paired(found: dict[str, Any]) -> Table:
@@ -166,32 +226,41 @@ def paired(found: dict[str, Any]) -> Table:
         "Question by question",
         ("method", "keep", "against", "accuracy, points", "only it right", "only the other", "p"),
         rows,
-        "In brackets Newcombe's 95 % interval, over scenes. p is of the exact sign test on the scenes of which one "
-        "method has more questions right (McNemar's where every question has its own), not corrected for the number "
-        "of comparisons.",
+        "Brackets hold Newcombe's 95 % interval, over scenes. p is the p-value of the exact sign test over scenes: a "
+        "scene counts for the method that has more of its questions right. If every question has a scene of its own, "
+        "this is McNemar's test. The p-values are not corrected for the number of comparisons.",
     )
 
 
-def markdown(run: dict[str, Any], found: dict[str, dict[str, Any]], cases: dict[str, list[dict[str, Any]]]) -> str:
+def markdown(
+    run: dict[str, Any],
+    found: dict[str, dict[str, Any]],
+    cases: dict[str, list[dict[str, Any]]],
+    left_out: dict[str, dict[str, str]],
+) -> str:
     """Return the report in Markdown; pictures are linked, not embedded.
 
     Parameters
     ----------
     run : dict
-        What ``run.json`` holds.
+        The content of ``run.json``.
     found : dict
         See `digest`.
     cases : dict
-        By model, the worst cases: what `Case.told` says, and the paths of their `pictures`.
+        By model, the worst cases: `Case.told`, and the paths of their `pictures`.
+    left_out : dict
+        By model, the ids of questions that were not asked, with the reasons.
     """
     parts = [f"# {plain(title(run))}", plain(described(run))]
     for model, figures in found.items():
-        parts += [f"## {plain(model)}", *(table.markdown() for table in tables(figures))]
+        sentence = headline(figures)
+        parts += [f"## {plain(model)}", *([plain(sentence)] if sentence else [])]
+        if left_out.get(model):
+            parts += [not_asked(left_out[model])]
+            parts += ["\n".join(f"- {plain(f'{name}: {why}')}" for name, why in left_out[model].items())]
+        parts += [table.markdown() for table in tables(figures)]
         if cases.get(model):
-            parts += [
-                "### Worst cases",
-                "Right with all tokens and wrong without, at the largest budgets where it occurs.",
-            ]
+            parts += ["### Worst cases", LOST if figures["answers_known"] else CHANGED]
         for case in cases.get(model, []):
             pictures = "".join(f"\n\n![what was kept]({path})" for path in case["pictures"])
             parts.append(f"- {plain(case_line(case))}{pictures}")
@@ -200,7 +269,18 @@ def markdown(run: dict[str, Any], found: dict[str, dict[str, Any]], cases: dict[
 
 def tables(figures: dict[str, Any]) -> list[Table]:
     """Return all tables of one model."""
-    return [overview(figures), by_task(figures), *([paired(figures)] if figures["comparisons"] else [])]
+    several = figures["answers_known"] or len(figures["summary"][0]["tasks"]) > 1
+    return [
+        overview(figures),
+        *([by_task(figures)] if several else []),
+        *([paired(figures)] if figures["comparisons"] else []),
+    ]
+
+
+def not_asked(left_out: dict[str, str]) -> str:
+    """Return the sentence above the list of questions that were left out."""
+    which = "1 question was" if len(left_out) == 1 else f"{len(left_out):,} questions were"
+    return f"{which} not asked, because an image cannot be read:"
 
 
 def title(run: dict[str, Any]) -> str:
@@ -210,7 +290,7 @@ def title(run: dict[str, Any]) -> str:
 
 
 def described(run: dict[str, Any]) -> str:
-    """Return where and with what it was measured, in a sentence or two."""
+    """Return machine, versions and options in a sentence."""
     where, how = run["environment"], run["configuration"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     commit = f", commit {where['commit'][:12]}" if where["commit"] else ""
@@ -224,7 +304,7 @@ def described(run: dict[str, Any]) -> str:
 def case_line(case: dict[str, Any]) -> str:
     """Return one worst case in a line."""
     right = f", right is {' or '.join(case['answers'])}" if case["answers"] else ""
-    right += "" if case["pictures"] else " (no picture: the model cuts images up)"
+    right += "" if case["pictures"] else " (no picture: the model cuts images into tiles)"
     return (
         f"{case['method']}, keep {budget(case['keep'])}, {case['task']} {case['id']}: “{case['question']}” "
         f"“{case['unpruned']}” became “{case['pruned']}”{right}"
@@ -242,3 +322,15 @@ def _between(around: Sequence[float] | None) -> str:
 def _milliseconds(arm: dict[str, Any], *stages: str) -> str:
     seconds = arm["seconds"]
     return "" if seconds is None else f"{1e3 * sum(seconds.get(stage, 0.0) for stage in stages):,.1f}"
+
+
+def _interval(arm: dict[str, Any]) -> Sequence[float] | None:
+    """Return the interval of the share of the score that is kept, or of equal replies if no answers are known."""
+    found: Sequence[float] | None = arm["kept_share_interval" if arm["accuracy"] is not None else "agreement_interval"]
+    return found
+
+
+def _speed_up(arm: dict[str, Any], full: dict[str, Any]) -> str:
+    if arm["keep"] is None or arm["seconds"] is None or full["seconds"] is None:
+        return ""
+    return f"{full['seconds']['total'] / arm['seconds']['total']:.1f}x"

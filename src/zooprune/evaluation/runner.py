@@ -1,4 +1,4 @@
-"""Ask a model every question with every method and budget, and write down each reply as it comes."""
+"""Ask a model every question with every method and budget, and write each reply to disk at once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from zooprune.data.examples import Example
 from zooprune.encoding import remembering_encodings
 from zooprune.evaluation.evidence import kept_regions
 from zooprune.evaluation.metrics import budget, is_right
+from zooprune.failures import is_ours
 from zooprune.policy import Policy
 from zooprune.projectors import Sensitivity
 from zooprune.prompting import build_inputs, check_question
@@ -69,18 +70,18 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """The method's name, with whatever of it is not as usual."""
+        """The method's name, and those options and policies that are not the defaults."""
         unusual = self.options | self.policy.unusual
         return self.method + (f"({', '.join(f'{name}={value}' for name, value in unusual.items())})" if unusual else "")
 
     @property
     def key(self) -> tuple[str, str, int | None]:
-        """What tells its rows from others'; the budget in words, since 1 == 1.0."""
+        """What identifies its rows; the budget is text, because 1 == 1.0."""
         return self.label, budget(self.keep), self.seed
 
     @property
     def described(self) -> list[Any]:
-        """What run.json says of it."""
+        """Its entry in run.json."""
         return [self.label, self.keep, self.seed]
 
 
@@ -98,7 +99,7 @@ def grid(
     ----------
     methods, keeps, seeds, policies : iterables
     sensitivity : {"closed form", "sampled", "linear"}
-        How the sensitivity of the model's projector is found, from its family.
+        How the sensitivity of the model's projector is computed; its family says so.
     """
     settings = [Setting()]
     # 1 is one token and 1.0 all of them.
@@ -122,7 +123,7 @@ class Subject:
     Parameters
     ----------
     name : str
-        What its rows call it.
+        Its name in the rows.
     model, processor
         A supported vision-language model and what prepares its inputs.
     max_new_tokens : int
@@ -161,11 +162,13 @@ class Subject:
                     "id": example.id,
                     "task": example.task,
                     "scenes": list(example.scenes),
+                    "question": example.question,
+                    "images": list(example.names),
                     "reply": reply,
                     "answers": list(example.answers),
                     "right": is_right(reply, example.answers) if example.answers else None,
                     "visual_tokens": total,
-                    # Those that a layer reads on average, where they become fewer inside the language model.
+                    # The mean over layers, if tokens are dropped inside the language model.
                     "kept_tokens": sum(image.average for image in images),
                     "prompt_tokens": prompt,
                     "flops": prefill_flops(config, read),
@@ -198,10 +201,10 @@ class Results(RunFolder):
     Parameters
     ----------
     folder : Path
-        Made when it is not there. An interrupted run in it is resumed. As long as this object lives, it is the only
-        one for this folder.
+        Created if it does not exist. An interrupted run in it is resumed. No second object can be made for the folder
+        while this one lives.
     configuration : dict
-        What the run depends on, as JSON can hold it.
+        What the run depends on, as values that JSON can hold.
 
     Raises
     ------
@@ -217,11 +220,11 @@ class Results(RunFolder):
         self._done = {_key(row) for row in self.rows}
 
     def missing(self, model: str, setting: Setting, examples: Sequence[Example]) -> bool:
-        """Return whether any of these questions has no row yet."""
+        """Return whether a row is missing for any of these questions."""
         return any((model, *setting.key, example.id) not in self._done for example in examples)
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add the rows that are not there yet; they are on disk when this returns."""
+        """Add the rows that are not in the file yet; they are on disk when this returns."""
         fresh = [row for row in rows if _key(row) not in self._done]
         with self._file.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh)
@@ -236,7 +239,7 @@ class Results(RunFolder):
         data = self._file.read_bytes()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
-            # The run was killed while it wrote this line; its question is asked again.
+            # The run was stopped while it wrote this line. Its question is asked again.
             with self._file.open("rb+") as file:
                 file.truncate(whole)
         return read_rows(self._file)
@@ -281,13 +284,16 @@ def evaluate(
     *,
     batch: int = 8,
     timed: int = 8,
+    strict: bool = False,
     progress: Callable[[int], None] = lambda rows: None,
-) -> None:
-    """Ask every question with every setting, but for the rows that are there already.
+) -> dict[str, str]:
+    """Ask every question with every setting, except where the results have the row already.
 
-    The images of a batch are encoded once for all settings. A batch has questions about equally many images, as far as
-    there are, because the longest prompt of a batch sets the pace. The first `timed` questions are asked by themselves
-    as well, with nothing remembered, after a round that does not count; only their rows have `seconds`.
+    The images of a batch are encoded once for all settings. Questions are sorted by their number of images, because the
+    longest prompt of a batch sets the pace. The first `timed` questions are also asked one by one, with their images
+    encoded every time, after a warm-up that does not count; only their rows have `seconds`.
+
+    A question whose image cannot be read, or is refused by the model's processor, is left out.
 
     Parameters
     ----------
@@ -295,43 +301,53 @@ def evaluate(
     examples : sequence of Example
     settings : sequence of Setting
     results : Results
-        Where rows go, as soon as a batch is through.
+        Receives the rows of each batch as soon as it is answered.
     batch : int
         Questions at a time.
     timed : int
         How many questions are timed.
+    strict : bool
+        Whether a question that cannot be asked is an error.
     progress : callable
-        Told how many rows there are more.
+        Called with the number of new rows.
+
+    Returns
+    -------
+    dict of str to str
+        For the id of each question that was left out, the reason.
 
     Raises
     ------
     ValueError
-        If `batch` is not positive, or a question cannot be asked; the message says which.
+        If `batch` is not positive, a question holds a mark of the model's processor, or no question can be asked.
     """
     if batch < 1:
         raise ValueError(f"batch={batch} leaves no question; give at least 1")
     for example in examples:
-        # Now rather than after an hour.
+        # Checked now, so that the run does not stop after an hour.
         try:
             check_question(subject.processor, example.question)
         except ValueError as error:
             raise ValueError(f"question {example.id}: {error}") from None
     examples = sorted(examples, key=lambda example: len(example.images))
+    left_out: dict[str, str] = {}
     warm = False
     with held(subject.model):
         for first in range(0, len(examples), batch):
             asked = examples[first : first + batch]
-            still = [setting for setting in settings if results.missing(subject.name, setting, asked)]
-            if not still:
+            if not any(results.missing(subject.name, setting, asked) for setting in settings):
                 continue
+            asked, inputs, refused = _prepare(subject, asked, strict)
+            left_out |= refused
+            progress(len(refused) * len(settings))
+            still = [setting for setting in settings if results.missing(subject.name, setting, asked)]
             seconds: dict[tuple[Any, ...], dict[str, float]] = {}
-            for example in asked[: max(0, timed - first)]:
+            for example in asked[: max(0, timed - first)] if still else ():
                 if not warm:
                     subject.time(example, still)
                     warm = True
                 for setting, taken in zip(still, subject.time(example, still), strict=True):
                     seconds[(*setting.key, example.id)] = taken
-            inputs = subject.prepare(asked)
             signals = tower_signals(name for setting in still for name in setting.pruner().reads())
             with remembering_encodings(signals):
                 for setting in still:
@@ -341,3 +357,27 @@ def evaluate(
                     before = len(results.rows)
                     results.append(rows)
                     progress(len(results.rows) - before)
+    if left_out and len(left_out) == len(examples):
+        raise ValueError(f"no question could be asked; the first one: {next(iter(left_out.values()))}")
+    return left_out
+
+
+def _prepare(
+    subject: Subject, examples: Sequence[Example], strict: bool
+) -> tuple[Sequence[Example], Any, dict[str, str]]:
+    """Return the questions that can be asked, the model's inputs for them, and for all others the reason."""
+    try:
+        return examples, subject.prepare(examples), {}
+    except ValueError:
+        if strict:
+            raise
+    refused: dict[str, str] = {}
+    for example in examples:
+        try:
+            subject.prepare([example])
+        except ValueError as error:
+            if not is_ours(error):
+                raise
+            refused[example.id] = str(error)
+    kept = [example for example in examples if example.id not in refused]
+    return kept, subject.prepare(kept) if kept else None, refused
