@@ -101,7 +101,12 @@ def test_a_look_keeps_what_ask_keeps_and_answers_the_same(bench):
     loaded = bench.load("bundled")
     for choice in look.choices:
         asked = ask(
-            loaded.model, loaded.processor, EXAMPLE.pictures[0].image(), EXAMPLE.question, choice.plan, max_new_tokens=4
+            loaded.model,
+            loaded.processor,
+            [EXAMPLE.pictures[0].image()],
+            EXAMPLE.question,
+            choice.plan,
+            max_new_tokens=4,
         )
         assert torch.equal(choice.images[0].selection.index, asked.pruned.images[0].selection.index)
         for own, its in ((choice.cost, asked.pruned), (look.full, asked.full)):
@@ -206,7 +211,9 @@ def test_the_json_is_enough_to_repeat_a_result(bench, bundled):
     (picture,) = told["pictures"]
     image = decode_image(base64.b64decode(picture["base64"]), picture["name"])
     for method in told["methods"]:
-        again = ask(*bundled, image, told["question"], Plan.load(method["plan"]), max_new_tokens=told["max_new_tokens"])
+        again = ask(
+            *bundled, [image], told["question"], Plan.load(method["plan"]), max_new_tokens=told["max_new_tokens"]
+        )
         assert [one.selection.index.tolist() for one in again.pruned.images] == method["kept"]
         assert again.pruned.text == method["answer"]
 

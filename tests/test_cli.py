@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -15,8 +16,10 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import zooprune
 from zooprune import cli, list_pruners
 from zooprune.bundled import BUNDLED_FOLDER
+from zooprune.evaluation.report import times
 from zooprune.pruners import pruner_class
 
 QUESTION = "Is there a dog?"
@@ -51,12 +54,114 @@ def photo(tmp_path):
     return path
 
 
+def test_the_version(command):
+    assert command("--version") == (0, f"zooprune {zooprune.__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", [None, "ask", "eval", "calibrate", "tune", "batch", "bench", "app", "gallery"])
+def test_help_has_a_short_name_and_fits_80_columns(command, name):
+    code, out, err = command(*([] if name is None else [name]), "-h")
+    assert code == 0 and err == "" and "--help" in out and "Usage: zooprune" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    for phrase in ("to be had", "broken off", "goes on", "may be repeated", "when left out", "Whose"):
+        assert phrase not in out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_there_is_completion_for_every_shell(command, shell):
+    code, out, _ = command("--show-completion", shell)
+    assert code == 0 and "_ZOOPRUNE_COMPLETE" in out
+
+
+def test_completion_completes_commands(command, monkeypatch):
+    monkeypatch.setenv("_ZOOPRUNE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "zooprune ca")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    code, out, _ = command()
+    assert code == 0 and out.split() == ["calibrate"]
+
+
+def test_costs_are_told_as_factors_above_one(command):
+    _, out, _ = command("ask")
+    assert (
+        "9.0x fewer" in out and "x smaller" in out and re.search(r"total ms .* [\d.]+x (faster|slower)|the same", out)
+    )
+    assert "ratio" not in out
+    assert [times(*pair) for pair in ((3.1, 1), (1, 2), (1, 1.01), (0, 1), (1200, 1))] == [
+        "3.1x faster", "2.0x slower", "the same", "", "1,200.0x faster"
+    ]  # fmt: skip
+    assert times(1, 2, "fewer", "more") == "2.0x more"
+
+
+def test_several_images_are_shown_together(command, photo, tmp_path):
+    shutil.copy(photo, tmp_path / "other.jpg")
+    arguments = ("ask", "photo.jpg", "other.jpg", "is there a ball in both images?", "--save", "new/deep/both.webp")
+    code, out, err = command(*arguments, "--json")
+    told = json.loads(out)
+    assert code == 0 and err == "" and told["images"] == ["photo.jpg", "other.jpg"]
+    assert told["full"]["visual_tokens"] == 2 * 576 and [len(kept) for kept in told["pruned"]["kept"]] == [64, 64]
+    with Image.open(tmp_path / "new" / "deep" / "both.webp") as both:
+        assert both.format == "WEBP" and both.height > both.width / 2
+
+
+@pytest.mark.parametrize("suffix, form", [("jpg", "JPEG"), ("JPEG", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
+def test_the_end_of_the_name_chooses_the_format(command, photo, tmp_path, suffix, form):
+    assert command("ask", photo, QUESTION, "--save", f"out.{suffix}")[0] == 0
+    with Image.open(tmp_path / f"out.{suffix}") as picture:
+        assert picture.format == form
+
+
+@pytest.fixture
+def photos(photo, tmp_path):
+    """A folder with two photographs, a broken one, and a text."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.jpg", "c.jpg"):
+        shutil.copy(photo, folder / name)
+    (folder / "b.jpg").write_bytes(photo.read_bytes()[:2000])
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_a_folder_has_a_row_per_image_and_a_total(command, photos, tmp_path):
+    code, out, err = command("ask", "photos", QUESTION, "--save", "kept")
+    assert code == 0 and "not asked: photos/b.jpg cannot be read" in err and err.count("\n") == 1
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert (
+        "576 to 64" in lines["a.jpg"] and "not asked, see below" in lines["b.jpg"] and "1,152 to 128" in lines["total"]
+    )
+    assert (
+        "of 2 same" in lines["total"] and "pictures: kept" in out and all(len(line) <= 80 for line in out.splitlines())
+    )
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["a.jpg.png", "c.jpg.png"]
+    code, out, err = command("ask", "photos", QUESTION, "--json")
+    told = json.loads(out)
+    assert code == 0 and err == "" and told["method"] == "zoo"
+    assert [result["images"] for result in told["results"]] == [["photos/a.jpg"], ["photos/b.jpg"], ["photos/c.jpg"]]
+    assert "cannot be read" in told["results"][1]["error"] and told["results"][2]["full"]["visual_tokens"] == 576
+
+
+def test_a_folder_of_broken_images_is_an_error(command, photos):
+    for name in ("a.jpg", "c.jpg"):
+        (photos / name).write_bytes((photos / "b.jpg").read_bytes())
+    code, out, err = command("ask", "photos", QUESTION)
+    assert code == 2 and out == "" and "no question could be asked; the first one: photos/a.jpg cannot be read" in err
+
+
+def test_seeds(command, photo):
+    kept = [
+        json.loads(command("ask", photo, QUESTION, "--method", "random", "--seed", seed, "--json")[1])["pruned"]["kept"]
+        for seed in ("1", "1", "2")
+    ]
+    assert kept[0] == kept[1] != kept[2]
+
+
 def test_without_arguments_it_asks_about_the_bundled_scene(command, tmp_path):
     code, out, err = command("ask")
     assert code == 0 and err == ""
     assert all(len(line) <= 80 for line in out.splitlines())
     for word in ("answer", "576", "64", "prefill GFLOPs", "KV cache MB", "encode ms", "score ms", "select ms",
-                 "prefill ms", "decode ms", "right answer", "picture: answer.png"):  # fmt: skip
+                 "prefill ms", "decode ms", "total ms", "right answer", "picture: answer.png"):  # fmt: skip
         assert word in out
     with Image.open(tmp_path / "answer.png") as picture:
         assert picture.format == "PNG" and picture.width > 1000
@@ -66,7 +171,11 @@ def test_json_is_all_that_is_printed(command, photo, tmp_path):
     code, out, err = command("ask", photo, QUESTION, "--keep", "0.25", "--method", "random", "--json")
     result = json.loads(out)
     assert code == 0 and err == ""
-    assert result["question"] == QUESTION
+    assert result["question"] == QUESTION and result["images"] == [str(photo)]
+    assert (result["model"], result["method"], result["keep"]) == ("bundled", "random", 0.25)
+    assert (result["dtype"], result["device"]) == ("float32", "cuda:0" if torch.cuda.is_available() else "cpu")
+    assert result["versions"]["zooprune"] == zooprune.__version__ and "torch" in result["versions"]
+    assert result["full"]["total"] == sum(result["full"]["seconds"].values())
     assert result["full"]["visual_tokens"] == 576 and result["pruned"]["visual_tokens"] == 144
     assert [len(kept) for kept in result["pruned"]["kept"]] == [144]
     assert result["full"]["prefill_flops"] > result["pruned"]["prefill_flops"] > 0
@@ -133,7 +242,15 @@ def test_one_model_can_be_looked_up(command):
 
 BAD = {
     "missing file": (["none.png", QUESTION], "does not exist"),
-    "folder": ([".", QUESTION], "is a folder"),
+    "folder without images": (["empty", QUESTION], "empty holds no image file"),
+    "folder among images": (["photo.jpg", "empty", QUESTION], "is a folder; give one image file"),
+    "address": (["https://example.org/photo.jpg", QUESTION], "is an address on the web, and only local files are read"),
+    "empty question": (["photo.jpg", " "], "the question is empty"),
+    "no question after two": (["photo.jpg", "photo.jpg"], "give a question"),
+    "no seed": (["--method", "divprune", "--seed", "3"], "divprune has no option seed"),
+    "model folder": (["--model", "./none"], "the model's folder ./none does not exist"),
+    "model file": (["--model", "photo.jpg"], "the model's folder photo.jpg is a file"),
+    "model address": (["--model", "https://example.org/a/b"], "is an address on the web; give the model's id"),
     "no question": (["photo.jpg"], "give a question"),
     "keep 0": (["--keep", "0"], "at least 1"),
     "keep 2.5": (["--keep", "2.5"], "share in (0, 1]"),
@@ -145,13 +262,22 @@ BAD = {
     "dtype": (["--dtype", "float8"], "choose one of"),
     "device": (["--device", "toaster"], "use auto, cpu or cuda"),
     "device without data": (["--device", "meta"], "no device 'meta'"),
-    "save in nowhere": (["--save", "nowhere/out.png"], "does not exist; create it"),
+    "save in a file": (["--save", "photo.jpg/out.png"], "photo.jpg is a file"),
+    "save as text": (["--save", "out.txt"], "ends in none of .png, .jpg, .jpeg, .webp"),
+    "save over the image": (["photo.jpg", QUESTION, "--save", "./photo.jpg"], "would replace the image that is read"),
+    "save over a linked image": (["photo.jpg", QUESTION, "--save", "link.png"], "would replace the image that is read"),
+    "save among the images": (["photos", QUESTION, "--save", "photos"], "is the folder of the images"),
+    "save a folder in a file": (["photos", QUESTION, "--save", "photo.jpg"], "is a file; give a folder"),
     "save on a folder": (["--save", "."], "is a folder"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_input_is_one_line_and_exit_code_two(command, photo, kind):
+def test_bad_input_is_one_line_and_exit_code_two(command, photo, tmp_path, kind):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    shutil.copy(photo, tmp_path / "photos")
+    (tmp_path / "link.png").symlink_to(photo)
     arguments, message = BAD[kind]
     code, out, err = command("ask", *arguments)
     assert code == 2 and out == ""
@@ -312,7 +438,7 @@ def test_a_mark_of_the_processor_in_a_question_is_refused(command, photo):
 
 def test_faults_of_the_program_are_not_hidden(command, monkeypatch, tmp_path):
     def fails(error):
-        def app():
+        def app(**_):
             error()
 
         monkeypatch.setattr(cli, "app", app)
@@ -347,7 +473,7 @@ def test_a_folder_without_permission(command, tmp_path):
 
 
 def test_an_interrupt_is_quiet(command, monkeypatch):
-    def interrupted() -> None:
+    def interrupted(**_) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "app", interrupted)

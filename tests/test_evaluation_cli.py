@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 import zooprune.bundled
+import zooprune.data.examples
 import zooprune.families
 import zooprune.loading
 from test_cli import command, photo  # noqa: F401
@@ -106,10 +107,11 @@ def test_calibrate_writes_a_plan_that_ask_and_eval_take(command, photo, tmp_path
     ]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     code, out, err = command(
-        "calibrate", "--data", "mine.jsonl", "--keep", "575", "--keep-quality", "0.3", "--out", "plan.json"
+        "calibrate", "--data", "mine.jsonl", "--keep", "575", "--keep-quality", "0.3", "--out", "plans/plan.json"
     )
     assert code == 0 and err == ""
-    assert "plan.json: zoo with keep=575 keeps at least" in out
+    (tmp_path / "plans" / "plan.json").rename(tmp_path / "plan.json")
+    assert "plans/plan.json: zoo with keep=575 keeps at least" in out
     assert json.loads((tmp_path / "plan.json").read_text())["certified"]["trials"] == 3
     code, out, err = command("ask", "photo.jpg", "is there a dog?", "--plan", "plan.json", "--json")
     assert code == 0 and json.loads(out)["pruned"]["visual_tokens"] == 575
@@ -192,9 +194,33 @@ BAD = {
     "too few": (["calibrate", "--data", "bundled", "--limit", "5"], "takes at least 299 questions"),
     "quality": (["calibrate", "--data", "bundled", "--limit", "5", "--keep-quality", "99"], "not between 0 and 1"),
     "nothing to tune": (["tune", "--method", "zoo", "--keep", "9", "--limit", "1"], "zoo has no options that depend"),
-    "tune in nowhere": ([*TUNE, "--out", "no/plan.json"], "--out: the folder no does not"),
-    "out in nowhere": (["calibrate", "--data", "bundled", "--out", "no/plan.json"], "--out: the folder no does not"),
+    "tune in a file": ([*TUNE, "--out", "plan.json/plan.json"], "plan.json is a file; choose another folder"),
+    "an address": (["eval", "--data", "https://example.org/mine.jsonl"], "is an address on the web"),
 }
+
+
+#: Refused with neither a model nor a question loaded.
+EARLY = {
+    "dtype": (["eval", "--dtype", "float8"], "choose one of auto"),
+    "device": (["eval", "--device", "toaster"], "use auto, cpu or cuda"),
+    "dtype of calibrate": (["calibrate", "--data", "bundled", "--dtype", "float8"], "choose one of auto"),
+    "quality of calibrate": (["calibrate", "--data", "bundled", "--keep-quality", "99"], "not between 0 and 1"),
+    "method of calibrate": (["calibrate", "--data", "bundled", "--method", "zooo"], "did you mean 'zoo'"),
+    "budgets of calibrate": (["calibrate", "--data", "bundled", "--keep", "9", "--keep", "0.5"], "all shares"),
+    "method of tune": (["tune", "--method", "zoo", "--keep", "9"], "zoo has no options that depend"),
+    "device of tune": (["tune", "--method", "vflowopt", "--keep", "9", "--device", "toaster"], "use auto"),
+}
+
+
+@pytest.mark.parametrize("kind", EARLY)
+def test_options_are_checked_before_anything_is_loaded(command, monkeypatch, tmp_path, kind):  # noqa: F811
+    for name in ("load_model", "load_skeleton"):
+        monkeypatch.setattr(zooprune.loading, name, lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(zooprune.data.examples, "load_examples", lambda *_, **__: pytest.fail("questions were loaded"))
+    arguments, message = EARLY[kind]
+    code, out, err = command(*arguments)
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", BAD)

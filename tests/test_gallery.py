@@ -99,12 +99,16 @@ def test_json_of_a_users_own_picture(command, photo, tmp_path):  # noqa: F811
     assert everything["right"] and zoo["right"] == (zoo["answer"] == everything["answer"])
     assert [len(one["kept"][0]) for one in found["methods"]] == [576, 144, 144]
     assert zoo["merged"] == [[]] and set(tome["merged"][0]) <= set(tome["kept"][0]) and tome["merged"][0]
-    code, out, _ = command(*line[:-1], "--save", "out.png")
-    assert code == 0 and "as with all tokens" in out and (tmp_path / "out.png").exists()
+    code, out, _ = command(*line[:-1], "--save", "new/out.jpg")
+    assert code == 0 and "as with all tokens" in out
+    with Image.open(tmp_path / "new" / "out.jpg") as picture:
+        assert picture.format == "JPEG" and picture.mode == "RGB"
 
 
 BAD = {
-    "save in nowhere": (["--save", "nowhere/out.png"], "does not exist; create it"),
+    "save in a file": (["--save", "photo.jpg/out.png"], "photo.jpg is a file"),
+    "save as text": (["--save", "out.txt"], "ends in none of .png"),
+    "save over the image": (["photo.jpg", "a dog?", "--save", "photo.jpg"], "would replace the image that is read"),
     "save on a folder": (["--save", "."], "is a folder"),
     "method": (["--method", "zooo"], "did you mean 'zoo'"),
     "made for videos": (["--method", "moving"], "made for videos"),
@@ -122,7 +126,7 @@ def test_bad_input_is_one_line_and_exit_code_two(command, photo, for_videos, kin
 
 def test_nothing_is_loaded_before_a_path_is_refused(command, monkeypatch):  # noqa: F811
     monkeypatch.setattr("zooprune.loading.load_model", lambda *_, **__: pytest.fail("loaded"))
-    assert command("gallery", "--save", "nowhere/out.png")[0] == 2
+    assert command("gallery", "--save", "out.txt")[0] == 2
 
 
 def panel(name, kept, right, group="a group", **selected):

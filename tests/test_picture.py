@@ -59,7 +59,7 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "out.png"
     path.write_bytes(b"old")
 
-    def fail(self, target, *_):
+    def fail(self, target, *_, **__):
         target.write_bytes(b"half")
         raise OSError("disk full")
 

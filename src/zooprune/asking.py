@@ -1,7 +1,8 @@
-"""Ask a model one question twice, with all visual tokens and with the kept ones, and note what each cost."""
+"""Ask a model a question twice, with all visual tokens and with the kept ones, and measure the cost of each."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +21,19 @@ from zooprune.sensitivity.weight_cache import held
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer and its cost.
+    """An answer and its cost.
 
     Parameters
     ----------
     text : str
     visual_tokens, prompt_tokens : int
-        What the language model read.
+        The number of tokens that the language model read.
     prefill_flops, kv_cache_bytes : int
-        Of the whole prompt; see `zooprune.costs`.
+        The cost of the whole prompt; see `zooprune.costs`.
     seconds : dict of str to float
         Per stage: encode, score, select, assign, prefill, decode.
     images : tuple of ImageReport
-        Which tokens stayed, and where they lie; more than one where a model reads an image as several.
+        The kept tokens and their places. There can be more reports than images, if a model cuts images into tiles.
     """
 
     text: str
@@ -43,6 +44,11 @@ class Answer:
     seconds: dict[str, float]
     images: tuple[ImageReport, ...]
 
+    @property
+    def total(self) -> float:
+        """The seconds of all stages."""
+        return sum(self.seconds.values())
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -50,8 +56,8 @@ class Comparison:
 
     full: Answer
     pruned: Answer
-    #: The image as the model saw it: resized and cropped, unless it was cut into tiles or patches.
-    seen: Image.Image
+    #: The images as the model saw them: resized and cropped, unless they were cut into tiles or patches.
+    seen: tuple[Image.Image, ...]
 
     @property
     def changed(self) -> bool:
@@ -62,45 +68,49 @@ class Comparison:
 def ask(
     model: Any,
     processor: Any,
-    image: Image.Image,
+    images: Sequence[Image.Image],
     question: str,
     pruner: Pruner | Plan,
     policy: Policy = Policy(),  # noqa: B008, it is frozen
     *,
     max_new_tokens: int = 64,
+    warm: bool = False,
 ) -> Comparison:
-    """Answer a question about an image with all visual tokens and with those `pruner` keeps.
+    """Answer a question about one image or several, with all visual tokens and with those that `pruner` keeps.
 
     Parameters
     ----------
     model, processor
-        A supported vision-language model and what prepares its inputs.
-    image : PIL.Image.Image
-        RGB.
+        A supported vision-language model and its processor.
+    images : sequence of PIL.Image.Image
+        RGB. They are shown together, in one prompt.
     question : str
     pruner : Pruner or Plan
     policy : Policy
-        Not looked at with a plan, which has its own.
+        Ignored with a plan, which has a policy of its own.
     max_new_tokens : int
         Length of the answers at most.
+    warm : bool
+        Whether the model was asked before. If not, it is asked once without being measured.
 
     Returns
     -------
     Comparison
     """
-    inputs = build_inputs(processor, [[image]], [question]).to(model.device, model.dtype)
+    inputs = build_inputs(processor, [images], [question]).to(model.device, model.dtype)
     method, policy = (pruner.pruner(), pruner.policy) if isinstance(pruner, Plan) else (pruner, policy)
     with held(model):
-        warm_up(model, processor, inputs, method, policy)
+        if not warm:
+            warm_up(model, processor, inputs, method, policy)
         return Comparison(
             answer_and_cost(model, processor, inputs, get_pruner(UNPRUNED), policy, max_new_tokens=max_new_tokens),
             answer_and_cost(model, processor, inputs, method, policy, max_new_tokens=max_new_tokens),
-            seen_images(processor, inputs["pixel_values"], [image])[0],
+            tuple(seen_images(processor, inputs["pixel_values"], images)),
         )
 
 
 def warm_up(model: Any, processor: Any, inputs: Any, pruner: Pruner, policy: Policy) -> None:
-    """Answer in one token: the first call pays for allocations that are none of the method's cost."""
+    """Answer with one token: the first call allocates memory, which is not part of the method's cost."""
     with Session(model, pruner, policy):
         generate(model, processor, inputs, max_new_tokens=1)
 
@@ -108,7 +118,7 @@ def warm_up(model: Any, processor: Any, inputs: Any, pruner: Pruner, policy: Pol
 def answer_and_cost(
     model: Any, processor: Any, inputs: Any, pruner: Pruner, policy: Policy, *, max_new_tokens: int
 ) -> Answer:
-    """Answer one question under one method, and note what it cost.
+    """Answer a question with a method, and measure the cost.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import product
 from pathlib import Path
@@ -38,105 +38,154 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Make vision-language models fast by dropping the visual tokens they do not need.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 _out, _err = Console(), Console(stderr=True)
 #: The longest name of a method that a table shows on a line of its own.
 _LONGEST = 20
 _SECONDS_BETWEEN_LINES = 30
-#: Of a list of questions that were left out.
+#: How many of the questions that were left out are listed.
 _SHOWN = 10
 
-#: The heading of the options that only 'bench serve' takes, and where a server answers unless told otherwise.
+#: The heading of the options that only 'bench serve' takes, and the default address of the server.
 _SERVE, _LOCAL = "With serve", "http://127.0.0.1:8000"
 _STAGES = ("encode", "score", "select", "assign", "prefill", "decode")
-#: What only pruning spends time on.
-_CHOOSING = ("score", "select", "assign")
+#: Stages whose time pruning changes.
+_FASTER = ("prefill", "decode")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from zooprune import __version__
+
+        print(f"zooprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Make vision-language models fast by dropping the visual tokens they do not need."""
 
 
 @app.command()
 def ask(
-    image: Annotated[Path | None, typer.Argument(help="Image file; a bundled scene when left out.")] = None,
-    question: Annotated[str | None, typer.Argument(help="What to ask about it.")] = None,
-    model: Annotated[str, typer.Option(help="'bundled', a folder with a checkpoint, or a hub id.")] = "bundled",
-    method: Annotated[str | None, typer.Option(help="How to choose tokens: zoo, or see 'zooprune methods'.")] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="Visual tokens to keep: 64, another number, or a share such as 0.25.")
+    asked: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE... QUESTION",
+            help="Image files, shown to the model together, and a question about them. With a folder, the question is "
+            "asked about each image. Without arguments, a bundled scene is used.",
+        ),
     ] = None,
+    model: Annotated[str, typer.Option(help="'bundled', a folder with a checkpoint, or a hub id.")] = "bundled",
+    method: Annotated[str | None, typer.Option(help="Pruning method; see 'zooprune methods'. Default: zoo.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Visual tokens to keep: a number, or a share such as 0.25. Default: 64.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for methods that draw random numbers.")] = None,
     dropped: Annotated[
-        str | None, typer.Option(help="What becomes of dropped tokens: 'stand in' when left out, discard, mean, mass.")
+        str | None, typer.Option(help="What becomes of dropped tokens: discard, mean, mass. Default: 'stand in'.")
     ] = None,
     plan: Annotated[
         Path | None,
-        typer.Option(help="Use a plan from 'calibrate' or 'tune' instead of --method, --keep and --dropped."),
+        typer.Option(help="Use a plan from 'calibrate' or 'tune' instead of --method, --keep, --seed and --dropped."),
     ] = None,
-    save: Annotated[Path | None, typer.Option(help="Write a picture of what was kept to this PNG file.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a picture of the kept tokens to this file: .png, .jpg or .webp. With a folder of "
+            "images: the folder for one picture each."
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Ask a model about an image with all visual tokens and with the kept ones."""
-    if image is None and save is None:
+    if not asked and save is None:
         save = Path("answer.png")
-    picture, question, expected = _picture_and_question(image, question, save)
+    prompts, question, expected = _prompts(asked or [], save)
     budget = _parse_keep(keep or "64")
     with _waiting("loading torch and transformers", quiet=as_json):
         from zooprune.asking import ask as ask_model
         from zooprune.loading import load_model
-        from zooprune.pruners import get_pruner
-    pruner: Any
+    _check_placement(dtype, device)
     if plan is None:
-        method = method or "zoo"
-        pruner = get_pruner(method, keep=budget)
-        # What is dropped inside the language model has nobody to stand in for it.
-        usual = "stand in" if pruner.where == "before the language model" else "discard"
-        (policy,) = _policies({"dropped": [dropped or usual]})
+        used = _plan(model, method or "zoo", budget, seed, _policy_of(method or "zoo", dropped))
     else:
-        pruner = _load_plan(plan, [model], method, keep, dropped)
-        method, policy = pruner.method, pruner.policy
+        used = _load_plan(plan, [model], method, keep, seed, dropped)
     _quiet_libraries()
     with _waiting(f"loading {model}", quiet=as_json):
         loaded, processor = load_model(model, dtype=dtype, device=device)
-    with _waiting("asking", quiet=as_json):
-        result = ask_model(loaded, processor, picture, question, pruner, policy, max_new_tokens=max_new_tokens)
-    # The answer first: it is not lost if the picture cannot be made.
+    found: list[tuple[_Prompt, Comparison | str]] = []
+    with _progress(quiet=as_json) as progress:
+        for prompt in progress.track(prompts, description="asking"):
+            try:
+                images = prompt.load()
+                warm = any(not isinstance(result, str) for _, result in found)
+                result = ask_model(
+                    loaded, processor, images, question, used, max_new_tokens=max_new_tokens, warm=warm
+                )  # fmt: skip
+            except ValueError as error:
+                if len(prompts) == 1 or not is_ours(error):
+                    raise
+                found.append((prompt, str(error)))
+            else:
+                found.append((prompt, result))
+    if all(isinstance(result, str) for _, result in found):
+        raise ValueError(f"no question could be asked; the first one: {found[0][1]}")
+    # The answers are printed first, so that they are not lost if a picture cannot be made.
     if as_json:
-        print(json.dumps(_as_json(result, question, method, policy, expected, save)))
+        print(json.dumps(_as_json(found, question, used, loaded, expected)))
+    elif len(found) == 1:
+        _print_comparison(found[0][1], question, used.method, expected)
     else:
-        _print_comparison(result, question, method, expected)
-    if save is not None:
-        _save(save, question, result, method)
-        if not as_json:
-            _say(f"picture: {save}")
+        _print_folder(found, question, used.method)
+    for prompt, result in found:
+        if prompt.save is not None and not isinstance(result, str):
+            _save(prompt.save, question, result, used.method)
+            if not as_json and len(found) == 1:
+                _say(f"picture: {prompt.save}", soft_wrap=True)
+    if save is not None and len(found) > 1 and not as_json:
+        _say(f"pictures: {save}", soft_wrap=True)
 
 
 @app.command()
 def gallery(
-    image: Annotated[Path | None, typer.Argument(help="Image file; a bundled scene when left out.")] = None,
-    question: Annotated[str | None, typer.Argument(help="What to ask about it.")] = None,
+    image: Annotated[Path | None, typer.Argument(help="Image file. Default: a bundled scene.")] = None,
+    question: Annotated[str | None, typer.Argument(help="Question about the image.")] = None,
     model: Annotated[str, typer.Option(help="'bundled', a folder with a checkpoint, or a hub id.")] = "bundled",
     method: Annotated[
-        list[str] | None, typer.Option(help="May be repeated; all that this model can host when left out.")
+        list[str] | None, typer.Option(help="Pruning method; repeatable. Default: all that work with the model.")
     ] = None,
     keep: Annotated[str, typer.Option(help="Visual tokens to keep: a number, or a share such as 0.25.")] = "64",
     seed: Annotated[int, typer.Option(min=0, help="Seed for methods that draw random numbers.")] = 0,
-    save: Annotated[Path | None, typer.Option(help="PNG file; gallery.png when left out, none with --json.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Picture file: .png, .jpg, .webp. Default: gallery.png, or none with --json.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Draw one picture of what every method keeps of an image, with the model's answers."""
+    """Draw a picture of what every method keeps of an image, with the model's answers."""
     if save is None and not as_json:
         save = Path("gallery.png")
-    picture, question, expected = _picture_and_question(image, question, save)
+    if image is not None and question is None:
+        raise ValueError(_NO_QUESTION)
+    ((prompt,), question, expected) = _prompts([] if image is None else [str(image), str(question)], save)
     budget = _parse_keep(keep)
     with _waiting("loading torch and transformers", quiet=as_json):
         from zooprune.evaluation.gallery import choose, hang
         from zooprune.loading import load_model
         from zooprune.pruners import pruner_class
+    _check_placement(dtype, device)
     for name in method or ():
         pruner_class(name)
     _quiet_libraries()
@@ -144,8 +193,9 @@ def gallery(
         loaded, processor = load_model(model, dtype=dtype, device=device)
     pruners, left_out = choose(loaded, method, budget, seed)
     with _waiting(f"asking under {len(pruners)} methods", quiet=as_json):
+        (picture,) = prompt.load()
         found = hang(loaded, processor, picture, question, pruners, expected=expected, max_new_tokens=max_new_tokens)
-    # The answers first: they are not lost if the picture cannot be made.
+    # The answers are printed first, so that they are not lost if the picture cannot be made.
     if as_json:
         print(json.dumps(_gallery_as_json(found, question, expected, left_out, save)))
     else:
@@ -158,10 +208,10 @@ def gallery(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method, to see all that is known of it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A method, to see its description and options.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the pruning methods, or say how one of them works and which options it has."""
+    """List the pruning methods, or describe one of them with its options."""
     from zooprune.catalogue import catalogue, describe
 
     _quiet_libraries()
@@ -177,11 +227,11 @@ def methods(
 @app.command()
 def models(
     model: Annotated[
-        str | None, typer.Argument(help="A folder or hub id, to see whether that one is supported.")
+        str | None, typer.Argument(help="A folder or hub id, to see whether this model is supported.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the model families, or say whether one model is supported and what is missing."""
+    """List the model families, or say whether a model is supported."""
     from zooprune.families import FAMILIES, find_family
     from zooprune.loading import load_skeleton
 
@@ -211,14 +261,16 @@ def models(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[list[str] | None, typer.Option(help="'bundled', a folder or a hub id; may be repeated.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="'bundled', a folder or a hub id; repeatable.")] = None,
     data: Annotated[
         str, typer.Option(help="'bundled', a .jsonl or .parquet file, a folder or a data set.")
     ] = "bundled",
-    question: Annotated[str | None, typer.Option(help="What to ask about the images of a folder.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Only this kind of question; may be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="May be repeated; zoo and random when left out.")] = None,
+    question: Annotated[str | None, typer.Option(help="Question about the images of a folder.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this kind of question; repeatable.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of questions, from the first.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Pruning method; repeatable. Default: zoo and random.")
+    ] = None,
     keep: Annotated[
         list[str] | None, typer.Option(help="Visual tokens or a share to keep; repeatable. Default: 192 and 64.")
     ] = None,
@@ -233,26 +285,26 @@ def evaluate(
         list[str] | None, typer.Option(help="Positions of kept tokens: auto, contiguous, original; repeatable.")
     ] = None,
     scope: Annotated[
-        list[str] | None, typer.Option(help="What shares a budget: image, tile, prompt; repeatable.")
+        list[str] | None, typer.Option(help="What a budget is for: image, tile, prompt; repeatable.")
     ] = None,
     newlines: Annotated[
-        list[str] | None, typer.Option(help="What becomes of row separators: drop, keep, rows; repeatable.")
+        list[str] | None, typer.Option(help="Which row separators are kept: drop, keep, rows; repeatable.")
     ] = None,
-    plan: Annotated[Path | None, typer.Option(help="Evaluate what 'calibrate' or 'tune' found.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
-    timed: Annotated[int, typer.Option(min=0, help="Questions that are timed, one by one.")] = 8,
+    plan: Annotated[Path | None, typer.Option(help="Evaluate a plan from 'calibrate' or 'tune'.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 8,
+    timed: Annotated[int, typer.Option(min=0, help="Questions that are also timed, one by one.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply at most.")] = 64,
     out: Annotated[Path, typer.Option(help="Output folder. An interrupted run in it is resumed.")] = Path("runs/eval"),
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at an image that cannot be read and at a column that is not known.")
+        bool, typer.Option("--strict", help="Stop at an image that cannot be read or a column that is not known.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure how many answers survive pruning, by method and budget, and what it costs and saves."""
+    """Measure how many answers pruning keeps, by method and budget, and how much time and memory it saves."""
     names = list(dict.fromkeys(model or ["bundled"]))
-    budgets = [_parse_keep(one) for one in keep or ("192", "64")]
+    budgets = [_parse_keep(each) for each in keep or ("192", "64")]
     asked = {"positions": positions, "scope": scope, "newlines": newlines, "dropped": dropped}
     policies = _policies({name: values for name, values in asked.items() if values})
     with _waiting("loading torch and transformers", quiet=as_json):
@@ -261,8 +313,9 @@ def evaluate(
         from zooprune.evaluation.publish import draw_cases, publish
         from zooprune.families import find_family
         from zooprune.loading import load_model, load_skeleton, model_version
+    _check_placement(dtype, device)
     _quiet_libraries()
-    # Whether a method draws, and so has use for seeds, depends on the model.
+    # Whether a method draws random numbers, and so needs seeds, depends on the model.
     settings: dict[str, list[Setting]] = {}
     planned = None if plan is None else _as_setting(_load_plan(plan, names, method, keep, seed, *asked.values()))
     for name in names:
@@ -280,7 +333,7 @@ def evaluate(
         "data": data,
         "questions": fingerprint(examples),
         "weights": {name: model_version(name) for name in names},
-        "settings": {name: [one.described for one in mine] for name, mine in settings.items()},
+        "settings": {name: [each.described for each in chosen] for name, chosen in settings.items()},
         "batch": batch,
         "timed": timed,
         "max-new-tokens": max_new_tokens,
@@ -317,34 +370,36 @@ def evaluate(
 def calibrate(
     data: Annotated[str, typer.Option(help="A .jsonl or .parquet file, a folder, a data set, or 'bundled'.")],
     model: Annotated[str, typer.Option(help="'bundled', a folder with a checkpoint, or a hub id.")] = "bundled",
-    question: Annotated[str | None, typer.Option(help="What to ask about the images of a folder.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Only this kind of question; may be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
-    keep_quality: Annotated[float, typer.Option(help="The share of answers that must stay.")] = 0.99,
-    method: Annotated[list[str] | None, typer.Option(help="May be repeated; zoo when left out.")] = None,
+    question: Annotated[str | None, typer.Option(help="Question about the images of a folder.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this kind of question; repeatable.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of questions, from the first.")] = None,
+    keep_quality: Annotated[float, typer.Option(help="Share of the answers to keep.")] = 0.99,
+    method: Annotated[list[str] | None, typer.Option(help="Pruning method; repeatable. Default: zoo.")] = None,
     keep: Annotated[
-        list[str] | None, typer.Option(help="Candidate budgets; may be repeated; shares from 0.75 to 0.028.")
+        list[str] | None, typer.Option(help="Candidate budget; repeatable. Default: shares from 0.75 to 0.028.")
     ] = None,
     dropped: Annotated[
         str, typer.Option(help="What becomes of dropped tokens: discard, mean, mass or 'stand in'.")
     ] = "discard",
-    batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply at most.")] = 64,
     out: Annotated[Path, typer.Option(help="File to write the plan to.")] = Path("plan.json"),
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Find the smallest budget that keeps a model's answers on your questions, with 95 % confidence."""
+    """Find the smallest budget that keeps a model's answers to your questions, with 95 % confidence."""
     _check_writable(out, "--out")
     (policy,) = _policies({"dropped": [dropped]})
-    budgets = [_parse_keep(one) for one in keep or ()]
+    budgets = [_parse_keep(each) for each in keep or ()]
     with _waiting("loading torch and transformers", quiet=as_json):
         from zooprune.data.examples import load_examples
-        from zooprune.evaluation.calibrate import SHARES
+        from zooprune.evaluation.calibrate import SHARES, check_request
         from zooprune.evaluation.calibrate import calibrate as find_plan
         from zooprune.evaluation.runner import Subject
         from zooprune.loading import load_model
+    _check_placement(dtype, device)
+    check_request(method or ["zoo"], budgets or SHARES, quality=keep_quality)
     _quiet_libraries()
     with _waiting(f"loading {data}", quiet=as_json):
         examples = load_examples(data, question=question, tasks=task, limit=limit)
@@ -356,6 +411,7 @@ def calibrate(
             subject, examples, method or ["zoo"], budgets or SHARES, policy,
             quality=keep_quality, batch=batch, progress=lambda asked: progress.advance(bar, asked),
         )  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
     plan.save(out)
     if as_json:
         print(json.dumps({"plan": plan.as_json(), "out": str(out)}))
@@ -364,8 +420,14 @@ def calibrate(
     table = Table(
         "method", "keep", "asked", "kept", "certified", title=_text(f"{plan.certified['measure']}, {model} on {data}")
     )
-    for one in candidates:
-        shown = (one.setting.method, one.setting.keep, one.trials, one.successes, "" if one.dropped else "yes")
+    for tried in candidates:
+        shown = (
+            tried.setting.method,
+            tried.setting.keep,
+            tried.trials,
+            tried.successes,
+            "" if tried.dropped else "yes",
+        )
         table.add_row(*map(_text, shown))
     _out.print(table)
     _say(
@@ -376,31 +438,34 @@ def calibrate(
 
 @app.command()
 def tune(
-    method: Annotated[str, typer.Option(help="A method whose options depend on the model: vflowopt.")],
-    keep: Annotated[str, typer.Option(help="The budget: visual tokens such as 64, or a share such as 0.25.")],
+    method: Annotated[str, typer.Option(help="Pruning method with options for the model: vflowopt.")],
+    keep: Annotated[str, typer.Option(help="Visual tokens to keep: a number, or a share such as 0.25.")],
     data: Annotated[
         str, typer.Option(help="'bundled', a .jsonl or .parquet file, a folder or a data set.")
     ] = "bundled",
     model: Annotated[str, typer.Option(help="'bundled', a folder with a checkpoint, or a hub id.")] = "bundled",
-    question: Annotated[str | None, typer.Option(help="What to ask about the images of a folder.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Only this kind of question; may be repeated.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Questions at most.")] = 30,
-    trials: Annotated[int, typer.Option(min=1, help="How many options are tried, the published ones first.")] = 50,
+    question: Annotated[str | None, typer.Option(help="Question about the images of a folder.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this kind of question; repeatable.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Number of questions, from the first.")] = 30,
+    trials: Annotated[int, typer.Option(min=1, help="Number of options to try; the published ones are first.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 8,
     out: Annotated[Path, typer.Option(help="File to write the plan to.")] = Path("plan.json"),
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Find the options of a method with which pruning changes the model's last hidden state least."""
+    """Find the options of a method that change the model's last hidden state least."""
     _check_writable(out, "--out")
     budget = _parse_keep(keep)
     with _waiting("loading torch and transformers", quiet=as_json):
         from zooprune.data.examples import load_examples
         from zooprune.evaluation.runner import Subject
+        from zooprune.evaluation.tuning import check_method
         from zooprune.evaluation.tuning import tune as find_options
         from zooprune.loading import load_model
+    _check_placement(dtype, device)
+    check_method(method)
     _quiet_libraries()
     with _waiting(f"loading {data}", quiet=as_json):
         examples = load_examples(data, question=question, tasks=task, limit=limit)
@@ -412,6 +477,7 @@ def tune(
             subject, examples, method, budget,
             trials=trials, seed=seed, batch=batch, progress=lambda more: progress.advance(bar, more),
         )  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
     plan.save(out)
     published, best = tried[0], max(tried, key=lambda trial: trial.likeness)
     if as_json:
@@ -434,10 +500,10 @@ def answer_batch(
         str, typer.Option("--input", help="A .jsonl or .parquet file, a folder, a data set, or 'bundled'.")
     ],
     output: Annotated[Path, typer.Option(help="Folder for the answers. An interrupted job in it is resumed.")],
-    question: Annotated[str | None, typer.Option(help="What to ask about the images of a folder.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
+    question: Annotated[str | None, typer.Option(help="Question about the images of a folder.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of questions, from the first.")] = None,
     model: Annotated[str, typer.Option(help="'bundled', a folder with a checkpoint, or a hub id.")] = "bundled",
-    method: Annotated[str | None, typer.Option(help="How to choose tokens. Default: zoo.")] = None,
+    method: Annotated[str | None, typer.Option(help="Pruning method. Default: zoo.")] = None,
     keep: Annotated[
         str | None, typer.Option(help="Visual tokens to keep: a number, or a share such as 0.25. Default: 64.")
     ] = None,
@@ -446,18 +512,18 @@ def answer_batch(
         str | None, typer.Option(help="What becomes of dropped tokens: discard, mean, mass. Default: 'stand in'.")
     ] = None,
     positions: Annotated[str | None, typer.Option(help="Positions of kept tokens: auto, contiguous, original.")] = None,
-    scope: Annotated[str | None, typer.Option(help="What shares a budget: image, tile, prompt.")] = None,
-    newlines: Annotated[str | None, typer.Option(help="What becomes of row separators: drop, keep, rows.")] = None,
+    scope: Annotated[str | None, typer.Option(help="What a budget is for: image, tile, prompt.")] = None,
+    newlines: Annotated[str | None, typer.Option(help="Which row separators are kept: drop, keep, rows.")] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="Use a plan from 'zooprune calibrate' instead of options for pruning.")
+        Path | None, typer.Option(help="Use a plan from 'calibrate' or 'tune' instead of the options for pruning.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 8,
     shard: Annotated[int, typer.Option(min=1, help="Rows per output file.")] = 256,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply at most.")] = 64,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster to work on: auto, ray://HOST:PORT, or local for this machine.")
+        str | None, typer.Option(help="Ray cluster: auto, ray://HOST:PORT, or local for this machine.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Copies of the model on the cluster.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line.")] = False,
@@ -498,25 +564,29 @@ def answer_batch(
 def bench(
     question: Annotated[
         str | None,
-        typer.Argument(help="sensitivity, selection, end-to-end or memory, all four when left out; or serve."),
+        typer.Argument(help="sensitivity, selection, end-to-end, memory or serve. Default: all but serve."),
     ] = None,
-    shape: Annotated[str, typer.Option(help="Whose shapes, with random weights; 'small' takes minutes.")] = "small",
+    shape: Annotated[
+        str, typer.Option(help="Shapes of a model, with random weights; 'small' takes minutes.")
+    ] = "small",
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    url: Annotated[str, typer.Option(help="Where a server answers.", rich_help_panel=_SERVE)] = _LOCAL,
+    url: Annotated[str, typer.Option(help="Address of the server.", rich_help_panel=_SERVE)] = _LOCAL,
     model: Annotated[
-        str | None, typer.Option(help="Its name there; the first one when left out.", rich_help_panel=_SERVE)
+        str | None, typer.Option(help="Name of the model there. Default: the first.", rich_help_panel=_SERVE)
     ] = None,
-    clients: Annotated[int, typer.Option(min=1, help="Requests open at a time.", rich_help_panel=_SERVE)] = 16,
-    requests: Annotated[int, typer.Option(min=1, help="Requests in all.", rich_help_panel=_SERVE)] = 500,
+    clients: Annotated[int, typer.Option(min=1, help="Requests at the same time.", rich_help_panel=_SERVE)] = 16,
+    requests: Annotated[int, typer.Option(min=1, help="Total number of requests.", rich_help_panel=_SERVE)] = 500,
     distinct: Annotated[
-        int | None, typer.Option(min=1, help="How many of them differ; all when left out.", rich_help_panel=_SERVE)
+        int | None, typer.Option(min=1, help="Number of different requests. Default: all.", rich_help_panel=_SERVE)
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply at most.", rich_help_panel=_SERVE)] = 16,
-    plot: Annotated[Path | None, typer.Option(help="Draw all times in this HTML file.", rich_help_panel=_SERVE)] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="HTML file for a plot of all times.", rich_help_panel=_SERVE)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Measure what choosing tokens costs and saves on this machine, or how a server bears a load."""
+    """Measure how much time and memory pruning costs and saves here, or how a server performs under load."""
     from zooprune.benching import QUESTIONS, measure
 
     if question == "serve":
@@ -548,7 +618,7 @@ def page(
     host: Annotated[
         str, typer.Option(help="Address to listen at. With 0.0.0.0, other machines can open the page.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any free port.")] = 7860,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 64,
@@ -561,7 +631,7 @@ def page(
         from zooprune.app.serving import listen, serve
         from zooprune.app.workbench import Workbench
     _quiet_libraries()
-    # A port that is taken is noticed before a model is loaded.
+    # The port is opened first, so that a port in use is noticed before a model is loaded.
     with listen(host, port) as socket:
         with _waiting(f"loading {model}", quiet=False):
             bench = Workbench(model, dtype=dtype, device=device, max_new_tokens=max_new_tokens)
@@ -589,15 +659,15 @@ def _bench_server(plot: Path | None, as_json: bool, **load: Any) -> None:
 
 
 def main() -> None:
-    """Run the command line; bad input is one sentence and exit code 2.
+    """Run the command line; bad input is answered with one sentence and exit code 2.
 
-    Only what is meant for users becomes a sentence. A ValueError that this package did not raise itself, or any other
-    error, is a fault of the program, whose traceback somebody has to see.
+    Only errors that are meant for users become a sentence. A ValueError that this package did not raise itself, or an
+    error of another kind, is a fault of the program and keeps its traceback.
     """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            app()
+            app(prog_name="zooprune")
     except (ValueError, ImportError, OSError) as error:
         if isinstance(error, ValueError) and not is_ours(error):
             raise
@@ -612,7 +682,7 @@ def _warn(message: Warning | str, category: type[Warning], *_: object, **__: obj
 
 
 def _text(value: object, *, lines: bool = True) -> Text:
-    """Return something as it is: brackets are no markup, and control characters are shown rather than obeyed."""
+    """Return text that is shown unchanged: brackets are not markup, and control characters are escaped."""
     shown = (
         letter if letter.isprintable() or (lines and letter == "\n") else letter.encode("unicode_escape").decode()
         for letter in str(value)
@@ -634,32 +704,96 @@ def _parse_keep(text: str) -> int | float:
     return Budget(value).keep
 
 
-def _picture_and_question(image: Path | None, question: str | None, save: Path | None) -> tuple[Image, str, str | None]:
-    """Return what is asked about, or the bundled scene, and the right answer if it is known.
+_NO_QUESTION = 'give a question after the image, such as "Is there a dog?"'
 
-    Everything that can be refused without torch is refused here, before the heavy imports.
+
+@dataclass(frozen=True)
+class _Prompt:
+    """The images of a prompt and the file for the picture of what was kept.
+
+    Images of a single prompt are loaded before the model is, those of a folder one after another.
     """
-    if image is not None and question is None:
-        raise ValueError('give a question after the image, such as "Is there a dog?"')
-    if save is not None:
-        _check_writable(save, "--save")
+
+    names: tuple[str, ...]
+    load: Callable[[], tuple[Image, ...]]
+    save: Path | None
+
+
+def _prompts(asked: list[str], save: Path | None) -> tuple[list[_Prompt], str, str | None]:
+    """Return what is asked about, the question, and the right answer if it is known.
+
+    All that can be refused without torch is refused here, before the slow imports.
+    """
     from zooprune.data.images import load_image
 
-    if image is None:
+    if not asked:
         from zooprune.bundled import demo_scene
 
-        return demo_scene()
-    assert question is not None
-    return load_image(image), question, None
+        scene, question, expected = demo_scene()
+        _check_picture(save, ())
+        return [_Prompt(("a bundled scene",), lambda: (scene,), save)], question, expected
+    *names, question = asked
+    if not names or Path(question).is_file():
+        raise ValueError(_NO_QUESTION)
+    if not question.strip():
+        raise ValueError("the question is empty; ask something about the image")
+    if len(names) == 1 and Path(names[0]).is_dir():
+        return _prompts_of_folder(Path(names[0]), save), question, None
+    _check_picture(save, names)
+    images = tuple(load_image(name) for name in names)
+    return [_Prompt(tuple(names), lambda: images, save)], question, None
+
+
+def _prompts_of_folder(folder: Path, save: Path | None) -> list[_Prompt]:
+    from zooprune.data.images import image_files, load_image
+
+    files = image_files(folder)
+    if not files:
+        raise ValueError(f"{folder} holds no image file")
+    if save is not None:
+        if save.exists() and not save.is_dir():
+            raise ValueError(f"--save {save} is a file; give a folder for the pictures of all images")
+        if save.is_dir() and save.samefile(folder):
+            raise ValueError(f"--save {save} is the folder of the images; give another folder for the pictures")
+        _check_writable(save / "picture.png", "--save")
+    return [
+        _Prompt(
+            (str(file),), lambda file=file: (load_image(file),), None if save is None else save / f"{file.name}.png"
+        )
+        for file in files
+    ]
+
+
+def _check_picture(save: Path | None, read: Sequence[str]) -> None:
+    """Refuse a picture that cannot be written, or would replace an image that is read."""
+    from zooprune.data.images import picture_format
+
+    if save is None:
+        return
+    _check_writable(save, "--save")
+    picture_format(save)
+    for name in read:
+        if save.exists() and Path(name).exists() and save.samefile(name):
+            raise ValueError(f"--save {save} would replace the image that is read; choose another file name")
 
 
 def _check_writable(path: Path, option: str) -> None:
+    """Refuse a file that cannot be written; its folder is created when it is written."""
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder; give a file name")
-    if not path.parent.is_dir():
-        raise ValueError(f"{option}: the folder {path.parent} does not exist; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{option}: no permission to write in {path.parent}; choose another folder")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{option}: {folder} is a file; choose another folder")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{option}: no permission to write in {folder}; choose another folder")
+
+
+def _check_placement(dtype: str, device: str) -> None:
+    """Refuse a dtype or a device before data or a model is loaded."""
+    from zooprune.loading import check_dtype, find_device
+
+    check_dtype(dtype)
+    find_device(device)
 
 
 def _load_plan(path: Path, models: list[str], *others: object) -> Plan:
@@ -676,7 +810,7 @@ def _load_plan(path: Path, models: list[str], *others: object) -> Plan:
 
 
 def _policies(given: dict[str, list[str]]) -> list[Policy]:
-    """Return all combinations of what was asked for."""
+    """Return all combinations of the given values."""
     from zooprune.policy import Policy
 
     policies: list[Policy] = []
@@ -686,13 +820,22 @@ def _policies(given: dict[str, list[str]]) -> list[Policy]:
     return policies
 
 
+def _policy_of(method: str, dropped: str | None) -> Policy:
+    """Return the policy of 'ask': kept tokens stand in for dropped ones, unless the method prunes inside the model."""
+    from zooprune.pruners import pruner_class
+
+    outside = pruner_class(method).where == "before the language model"
+    (policy,) = _policies({"dropped": [dropped or ("stand in" if outside else "discard")]})
+    return policy
+
+
 def _plan(model: str, method: str, keep: int | float, seed: int | None, policy: Policy) -> Plan:
     from zooprune.plan import Plan
 
     try:
         return Plan(model, method, keep, {} if seed is None else {"seed": seed}, policy)
     except TypeError as error:
-        # The method does not draw.
+        # The method has no seed.
         raise ValueError(str(error)) from None
 
 
@@ -702,17 +845,17 @@ def _as_setting(plan: Plan) -> Setting:
     return Setting(plan.method, plan.keep, None, plan.options, plan.policy)
 
 
-def _progress() -> Any:
-    """Show how far it is and how long it takes yet, on standard error, unless nobody watches."""
+def _progress(*, quiet: bool = False) -> Any:
+    """Show progress and the time that is left on standard error, if it is a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    return Progress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty())
 
 
 @contextmanager
 def _following() -> Iterator[Callable[[Progress], None]]:
-    """Give what shows how far a batch job is: a bar, or a line now and then where standard error is a file."""
+    """Yield a function that shows the progress of a batch job: a bar in a terminal, else a line now and then."""
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
@@ -836,12 +979,12 @@ def _quiet_libraries() -> None:
 
 
 def _waiting(what: str, *, quiet: bool) -> Any:
-    """Show that something is going on, on standard error, unless nobody watches."""
+    """Show a message with a spinner on standard error, if it is a terminal."""
     return Console(stderr=True, quiet=quiet or not sys.stderr.isatty()).status(_text(f"{what} ..."))
 
 
 def _save(path: Path, question: str, result: Comparison, method: str) -> None:
-    from zooprune.picture import draw_kept, save_picture
+    from zooprune.picture import draw_kept, save_picture, stack
     from zooprune.pruners import pruner_class
 
     caption = (
@@ -849,13 +992,20 @@ def _save(path: Path, question: str, result: Comparison, method: str) -> None:
         f"all {result.full.visual_tokens} tokens: {result.full.text}\n"
         f"{method}, {result.pruned.visual_tokens} tokens: {result.pruned.text}"
     )
-    drawn = draw_kept(result.seen, result.pruned.images, caption, scores_label=pruner_class(method).scores_label)
-    save_picture(drawn, path)
+    label, reports = pruner_class(method).scores_label, result.pruned.images
+    # With as many reports as images, each report is about an image; otherwise `draw_kept` says what is wrong.
+    groups = [[report] for report in reports] if len(reports) == len(result.seen) else [reports]
+    drawn = [
+        draw_kept(image, group, caption if number == len(groups) else "", scores_label=label)
+        for number, (image, group) in enumerate(zip(result.seen, groups, strict=False), 1)
+    ]
+    save_picture(stack(drawn), path)
 
 
 def _save_gallery(path: Path, found: Gallery, question: str, expected: str | None) -> None:
     from PIL.Image import Dither
 
+    from zooprune.data.images import picture_format
     from zooprune.picture import CannotDrawError, draw_gallery, save_picture
 
     kept = found.panels[-1].selections[0]
@@ -869,8 +1019,10 @@ def _save_gallery(path: Path, found: Gallery, question: str, expected: str | Non
         picture = draw_gallery(found.seen, found.panels, question, caption)
     except CannotDrawError as error:
         raise ValueError(f"{error}, and give --json for the answers alone") from error
-    # Panels of one image share their colours: a palette halves the file.
-    save_picture(picture.quantize(256, dither=Dither.NONE), path)
+    if picture_format(path) == "PNG":
+        # Panels of one image share their colours: a palette halves the file.
+        picture = picture.quantize(256, dither=Dither.NONE)
+    save_picture(picture, path)
 
 
 def _gallery_as_json(
@@ -910,46 +1062,100 @@ def _print_gallery(found: Gallery, question: str, expected: str | None, left_out
 
 
 def _as_json(
-    result: Comparison, question: str, method: str, policy: Policy, expected: str | None, save: Path | None
+    found: Sequence[tuple[_Prompt, Comparison | str]], question: str, used: Plan, model: Any, expected: str | None
 ) -> dict[str, Any]:
+    """Return all that is needed to repeat the answers, and the answers: a list of them for a folder."""
+    from zooprune.environment import describe
+
     def plain(answer: Answer) -> dict[str, Any]:
         fields = {key: value for key, value in vars(answer).items() if key != "images"}
-        return fields | {"kept": [image.selection.index.tolist() for image in answer.images]}
+        return fields | {"total": answer.total, "kept": [image.selection.index.tolist() for image in answer.images]}
 
-    return {
+    def told(prompt: _Prompt, result: Comparison | str) -> dict[str, Any]:
+        if isinstance(result, str):
+            return {"images": prompt.names, "error": result}
+        return {
+            "images": prompt.names,
+            "changed": result.changed,
+            "full": plain(result.full),
+            "pruned": plain(result.pruned),
+            "picture": None if prompt.save is None else str(prompt.save),
+        }
+
+    head = {
         "question": question,
-        "method": method,
-        "dropped": policy.dropped,
+        "model": used.model,
+        "method": used.method,
+        "keep": used.keep,
+        "options": used.options,
+        "dropped": used.policy.dropped,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "versions": describe()["versions"],
         "expected": expected,
-        "changed": result.changed,
-        "full": plain(result.full),
-        "pruned": plain(result.pruned),
-        "picture": None if save is None else str(save),
     }
+    return head | (told(*found[0]) if len(found) == 1 else {"results": [told(*each) for each in found]})
 
 
 def _print_comparison(result: Comparison, question: str, method: str, expected: str | None) -> None:
+    from zooprune.evaluation.report import times
+
     full, pruned = result.full, result.pruned
     table = Table(title=_text(question), title_justify="left")
     table.add_column("")
     table.add_column("all tokens", justify="right")
     table.add_column(_text(method), justify="right")
-    table.add_column("ratio", justify="right")
+    table.add_column("change", justify="right")
     table.add_row(
         "answer", _text(full.text), _text(pruned.text), "changed" if result.changed else "same", end_section=True
     )
-    rows = [
-        ("visual tokens", full.visual_tokens, pruned.visual_tokens, "{:,}"),
-        ("prefill GFLOPs", full.prefill_flops / 1e9, pruned.prefill_flops / 1e9, "{:,.2f}"),
-        ("KV cache MB", full.kv_cache_bytes / 1e6, pruned.kv_cache_bytes / 1e6, "{:,.2f}"),
-    ]
-    rows += [
-        (f"{name} ms", full.seconds.get(name, 0.0) * 1e3, pruned.seconds.get(name, 0.0) * 1e3, "{:,.1f}")
-        for name in _STAGES
-    ]
-    for name, before, after, form in rows:
-        shown = "" if name.removesuffix(" ms") in _CHOOSING else f"{after / before:.2f}" if before else ""
-        table.add_row(name, form.format(before), form.format(after), shown, end_section=name == "KV cache MB")
+    for name, before, after, form, better, worse in (
+        ("visual tokens", full.visual_tokens, pruned.visual_tokens, "{:,}", "fewer", "more"),
+        ("prefill GFLOPs", full.prefill_flops / 1e9, pruned.prefill_flops / 1e9, "{:,.2f}", "fewer", "more"),
+        ("KV cache MB", full.kv_cache_bytes / 1e6, pruned.kv_cache_bytes / 1e6, "{:,.2f}", "smaller", "larger"),
+    ):
+        table.add_row(
+            name, form.format(before), form.format(after), times(before, after, better, worse),
+            end_section=name == "KV cache MB",
+        )  # fmt: skip
+    for stage in _STAGES:
+        before, after = (answer.seconds.get(stage, 0.0) for answer in (full, pruned))
+        change = times(before, after) if stage in _FASTER else ""
+        table.add_row(
+            f"{stage} ms", f"{before * 1e3:,.1f}", f"{after * 1e3:,.1f}", change, end_section=stage == "decode"
+        )
+    table.add_row("total ms", f"{full.total * 1e3:,.1f}", f"{pruned.total * 1e3:,.1f}", times(full.total, pruned.total))
     _out.print(table)
     if expected is not None:
         _say(f"right answer: {expected}")
+
+
+def _print_folder(found: Sequence[tuple[_Prompt, Comparison | str]], question: str, method: str) -> None:
+    """Print a line per image, and a total."""
+    from zooprune.evaluation.report import times
+
+    table = Table(title=_text(question), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("image", "all tokens", method, "answer", "tokens", "time"):
+        table.add_column(_text(heading), justify="right" if heading in ("tokens", "time") else "left", overflow="fold")
+    done = [result for _, result in found if not isinstance(result, str)]
+    for number, (prompt, result) in enumerate(found, 1):
+        name = Path(prompt.names[0]).name
+        if isinstance(result, str):
+            table.add_row(_text(name), "not asked, see below", end_section=number == len(found))
+            continue
+        full, pruned = result.full, result.pruned
+        shown = (
+            name, full.text, pruned.text, "changed" if result.changed else "same",
+            f"{full.visual_tokens:,} to {pruned.visual_tokens:,}", times(full.total, pruned.total),
+        )  # fmt: skip
+        table.add_row(*map(_text, shown), end_section=number == len(found))
+    same = sum(not result.changed for result in done)
+    tokens = [sum(getattr(result, kind).visual_tokens for result in done) for kind in ("full", "pruned")]
+    seconds = [sum(getattr(result, kind).total for result in done) for kind in ("full", "pruned")]
+    table.add_row(
+        "total", "", "", f"{same:,} of {len(done):,} same", f"{tokens[0]:,} to {tokens[1]:,}", times(*seconds)
+    )
+    _out.print(table)
+    for _, result in found:
+        if isinstance(result, str):
+            _warn(f"not asked: {result}", UserWarning)

@@ -43,12 +43,17 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> tuple
         If the model cannot be found or read, lacks weights, is not a supported vision-language model, needs a package
         that is not installed, or the dtype or device is not available.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     target = find_device(device)
     model, processor = _load_bundled(dtype) if name == BUNDLED else _load_checkpoint(name, dtype)
     find_family(model)
     return model.to(device=target).eval(), processor
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise a ValueError if there is no dtype of that name."""
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
 
 
 def _load_bundled(dtype: str) -> tuple[Any, ProcessorMixin]:
@@ -103,6 +108,7 @@ def model_version(name: str) -> str:
 
 
 def _load_config(name: str) -> Any:
+    _check_name(name)
     try:
         # Said outright: asked for nothing, transformers would ask whoever sits at the terminal.
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -116,6 +122,17 @@ def _load_config(name: str) -> Any:
     if getattr(config, "vision_config", None) is None:
         raise ValueError(f"{name} is a text-only model ({config.model_type}); give a vision-language model")
     return config
+
+
+def _check_name(name: str) -> None:
+    """Refuse what the hub would not take for an id either, and say what it looks like instead."""
+    if "://" in name:
+        raise ValueError(f"{name} is an address on the web; give the model's id, such as owner/name, or a folder")
+    # An id of the hub has one slash at most, and does not begin with a dot.
+    looks_local = name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or Path(name).is_file()
+    if looks_local and not Path(name).is_dir():
+        wrong = "is a file" if Path(name).is_file() else "does not exist"
+        raise ValueError(f"the model's folder {name} {wrong}; give {BUNDLED!r}, a folder with a checkpoint or a hub id")
 
 
 def _load_checkpoint(name: str, dtype: str) -> tuple[Any, ProcessorMixin]:

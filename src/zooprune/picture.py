@@ -1,11 +1,10 @@
-"""Show what was kept: the image with dropped patches dimmed, the map of scores, and who stands in for whom.
+"""Draw what was kept: the image with dropped patches dimmed, the score map, and which patch stands in for which.
 
-Of one method in large, or of many side by side.
+Either large for one method, or small for many methods side by side.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,28 +16,30 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from zooprune.data.images import picture_format
+from zooprune.files import replacing
 from zooprune.reports import ImageReport
 from zooprune.tokens import NEWLINE, Selection
 
-#: The width of an image that is shown in large.
+#: The width of a large panel.
 _SIDE = 504
-#: Flat images get no flatter than this.
+#: The least height and width of a panel.
 _FLATTEST = 14
 _MARGIN = 16
 _INK, _GREY, _PAPER = (25, 28, 36), (95, 100, 112), (255, 255, 255)
-#: Anchors of a map from low to high, dark violet to yellow, that greyscale and colour-blind readers can follow.
+#: Colours of the score map from low to high, dark violet to yellow: legible in greyscale and with colour blindness.
 _COLOURS = np.array([(48, 18, 80), (110, 40, 130), (190, 60, 110), (240, 120, 70), (253, 231, 76)], dtype=np.float64)
 
 
-#: Of a gallery: the width of a panel, how many stand in a row, and what is between them.
+#: Of a gallery: the width of a panel, the number of panels in a row, and the space between them.
 _SMALL, _ACROSS, _GAP = 192, 5, 14
-#: Signs that do not rely on their colour, as strokes in a square of 14.
+#: A tick and a cross, which differ in more than their colour, as strokes in a square of 14.
 _RIGHT, _WRONG = (((1, 8), (5, 12), (13, 2)),), (((2, 2), (12, 12)), ((2, 12), (12, 2)))
 _GREEN, _RED, _FRAME = (0, 120, 70), (190, 30, 45), (255, 0, 220)
 
 
 class CannotDrawError(ValueError):
-    """The tokens of an image have no place in a picture of it."""
+    """The tokens of an image cannot be placed in a picture of it."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ class Panel:
     Parameters
     ----------
     name, group : str
-        Of the method; panels of a group stand together under its heading.
+        The method's name and its group. Panels of a group stand together under a heading.
     answer : str
     right : bool
         Whether the answer is right.
     images : tuple of ImageReport
-        What a session reported of the image.
+        The session's reports of the image.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Panel:
 
     @property
     def selections(self) -> list[Selection]:
-        """What was kept, an entry per image that was chosen among."""
+        """The kept tokens, one entry per report."""
         return [image.selection for image in self.images]
 
 
@@ -76,16 +77,16 @@ def draw_kept(image: Image.Image, reports: Sequence[ImageReport], caption: str, 
     image : PIL.Image.Image
         As the model saw it, RGB.
     reports : sequence of ImageReport
-        What a session reported of it.
+        The session's reports of the image.
     caption : str
-        Text under the pictures, one line per line.
+        Text below the pictures; line breaks are kept.
     scores_label : str
-        What the scores are, for the legend.
+        The meaning of the scores, for the legend.
 
     Raises
     ------
     CannotDrawError
-        If the model read the image as several tiles, or does not say where tokens lie.
+        If the model cut the image into tiles, or does not report the places of tokens.
     """
     views, selection = draw_views(image, reports), reports[0].selection
     headings = {
@@ -97,20 +98,20 @@ def draw_kept(image: Image.Image, reports: Sequence[ImageReport], caption: str, 
 
 
 def draw_views(image: Image.Image, reports: Sequence[ImageReport]) -> dict[str, Image.Image]:
-    """Return the pictures of one pruned image, each by itself.
+    """Return the panels of one pruned image as separate pictures.
 
     Parameters
     ----------
     image : PIL.Image.Image
         As the model saw it, RGB.
     reports : sequence of ImageReport
-        What a session reported of it.
+        The session's reports of the image.
 
     Returns
     -------
     dict of str to PIL.Image.Image
-        "kept": the kept patches in colour. "regions", where kept tokens stand in for dropped ones: which for which.
-        "scores", where the method scores tokens: the map of their ranks.
+        "kept": the kept patches in colour. "regions", if kept tokens stand in for dropped tokens: which for which.
+        "scores", if the method scores tokens: the map of their ranks.
 
     Raises
     ------
@@ -129,16 +130,16 @@ def draw_views(image: Image.Image, reports: Sequence[ImageReport]) -> dict[str, 
 
 
 def draw_gallery(image: Image.Image, panels: Sequence[Panel], title: str, caption: str) -> Image.Image:
-    """Return one picture of what every method keeps of an image.
+    """Return one picture that shows what every method keeps of an image.
 
     Parameters
     ----------
     image : PIL.Image.Image
         As the model saw it, RGB.
     panels : sequence of Panel
-        Those of a group one after another.
+        Panels of a group stand next to each other.
     title, caption : str
-        Text above the panels, one line per line.
+        Text above the panels; line breaks are kept.
 
     Raises
     ------
@@ -169,17 +170,34 @@ def draw_gallery(image: Image.Image, panels: Sequence[Panel], title: str, captio
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG; an older file stays until the new one is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        picture.save(temporary, "PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a picture in the format of its name; an older file stays until the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name does not end like one of `zooprune.data.images.WRITTEN`.
+    """
+    form = picture_format(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        if form == "PNG":
+            picture.save(temporary, form)
+        else:
+            picture.convert("RGB").save(temporary, form, quality=90)
+
+
+def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures below each other as one."""
+    page = Image.new("RGB", (max(each.width for each in pictures), sum(each.height for each in pictures)), _PAPER)
+    top = 0
+    for each in pictures:
+        page.paste(each, (0, top))
+        top += each.height
+    return page
 
 
 def _kept_and_merged(image: Image.Image, panel: Panel) -> Image.Image:
-    """Return the image with dropped patches dimmed and a frame around patches that are mixtures."""
+    """Return the image with dropped patches dimmed and a frame around merged tokens."""
     raster, selection = _Raster(panel.images), panel.selections[0]
     shown = _dim(image, raster.laid_out(selection.mask, False))
     pencil = ImageDraw.Draw(shown)
@@ -187,14 +205,14 @@ def _kept_and_merged(image: Image.Image, panel: Panel) -> Image.Image:
     high, wide = image.height / raster.rows, image.width / raster.columns
     for row, column in np.argwhere(raster.laid_out(mixtures, False)):
         left, top = round(column * wide), round(row * high)
-        # Patches of a very flat image are less than a pixel.
+        # Patches of a very flat image are smaller than a pixel.
         right, bottom = max(left, round((column + 1) * wide) - 1), max(top, round((row + 1) * high) - 1)
         pencil.rectangle((left, top, right, bottom), outline=_FRAME)
     return shown
 
 
 def _label(pencil: ImageDraw.ImageDraw, left: int, top: int, panel: Panel) -> None:
-    """Write a method's name and its answer, with a sign for right or wrong."""
+    """Write a method's name and its answer, with a tick or a cross."""
     selection = panel.selections[0]
     name = f"{panel.name}, all {selection.total} tokens" if selection.keeps_all else panel.name
     pencil.text((left, top), _shortened(name, 17, _SMALL), fill=_INK, font=ImageFont.load_default(17))
@@ -206,7 +224,7 @@ def _label(pencil: ImageDraw.ImageDraw, left: int, top: int, panel: Panel) -> No
 
 
 def _shortened(text: str, size: int, width: int) -> str:
-    """Return as much of a line as fits."""
+    """Return the beginning of a line that fits."""
     font = ImageFont.load_default(size)
     if font.getlength(text) <= width:
         return text
@@ -215,12 +233,12 @@ def _shortened(text: str, size: int, width: int) -> str:
 
 
 class _Raster:
-    """Where the tokens of an image that is one tile lie.
+    """The places of the tokens of an image that is one tile.
 
     Raises
     ------
     CannotDrawError
-        If the model read the image as several tiles, or does not say where tokens lie.
+        If the model cut the image into tiles, or does not report the places of tokens.
     """
 
     def __init__(self, reports: Sequence[ImageReport]) -> None:
@@ -228,14 +246,13 @@ class _Raster:
         self._shows = positions[:, 2] != NEWLINE
         if len(reports) > 1 or len(positions[self._shows, :2].unique(dim=0)) != 1:
             raise CannotDrawError(
-                "a picture can be drawn of an image that is one tile, and this model cut it up otherwise; "
-                "leave out --save"
+                "this model cut the image into tiles, so a picture of the kept tokens cannot be drawn; leave out --save"
             )
         self.rows, self.columns = (int(positions[:, axis].max()) + 1 for axis in (2, 3))
         self._place = (positions[:, 2] * self.columns + positions[:, 3])[self._shows].numpy()
 
     def laid_out(self, values: Tensor, empty: object, change: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Any:
-        """Return a value per token as (rows, columns), changed by a function, and `empty` where there is no token."""
+        """Return a value per token as (rows, columns), changed by a function; `empty` where no token is."""
         given = change(values[self._shows].numpy())
         grid = np.full(self.rows * self.columns, empty, dtype=given.dtype)
         grid[self._place] = given
@@ -243,7 +260,7 @@ class _Raster:
 
 
 def _panel(width: int, height: int, side: int = _SIDE) -> tuple[int, int]:
-    """Return the size at which an image is shown: as wide as there is room, and at most twice as high."""
+    """Return the size at which an image is shown: as wide as possible, and at most twice as high as wide."""
     scale = min(side / width, 2 * side / height)
     return max(_FLATTEST, round(width * scale)), max(_FLATTEST, round(height * scale))
 
@@ -261,8 +278,8 @@ def _heat(image: Image.Image, scores: np.ndarray) -> Image.Image:
 
 
 def _regions(image: Image.Image, owners: np.ndarray, kept: np.ndarray) -> Image.Image:
-    """Tint the patches of a kept one alike, and leave the kept patch itself as it is."""
-    # Hues a golden section apart: neighbours in number, which are often neighbours in place, differ most.
+    """Give a kept patch and all patches that it stands in for one tint, and leave the kept patch unchanged."""
+    # Hues a golden section apart, so that patches with close numbers, which are often close in place, differ most.
     hues = (owners * 0.618034) % 1
     tints = np.stack([0.5 + 0.5 * np.cos(2 * np.pi * (hues + shift)) for shift in (0, 1 / 3, 2 / 3)], axis=-1) * 255
     grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float64)
@@ -273,7 +290,7 @@ def _regions(image: Image.Image, owners: np.ndarray, kept: np.ndarray) -> Image.
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:
-    """Return each score's share of lower scores, in [0, 1]: a few extreme tokens do not hide the rest."""
+    """Return for each score the share of lower scores, in [0, 1], so that extreme scores do not hide the others."""
     ordered = np.sort(scores)
     return np.searchsorted(ordered, scores) / max(1, len(scores) - 1)
 

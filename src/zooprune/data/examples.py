@@ -16,13 +16,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from zooprune.data.images import decode_image, load_image, refuse_address
+from zooprune.data.images import decode_image, image_files, load_image, refuse_address
 
 #: The name of the questions that come with the package.
 BUNDLED = "bundled"
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".avif", ".jp2", ".heic", ".heif"}
-)
 
 #: The columns of a user's own data.
 COLUMNS = ("image", "images", "question", "answers", "id", "task", "cluster")
@@ -384,7 +381,7 @@ def _package(name: str) -> Any:
 
 
 def _image_folder(path: Path, question: str) -> Iterator[Example]:
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = image_files(path)
     if not question.strip():
         raise ValueError("the question is empty; ask something about the images")
     return (

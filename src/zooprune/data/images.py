@@ -19,6 +19,12 @@ MAX_PIXELS = 120_000_000
 FULL_PIXELS = 64_000_000
 #: What Pillow decodes by itself. EPS, for one, would be handed to Ghostscript and run.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
+#: The files of a folder that are taken for images.
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".avif", ".jp2", ".heic", ".heif"}
+)
+#: The formats that pictures are written in, by the end of the file's name.
+WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 #: The kinds of HEIC files, by the brand in bytes 8 to 12. Pillow reads them with pillow-heif only.
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -60,6 +66,25 @@ def load_image(path: str | Path) -> Image.Image:
         # Reading a pipe would block, and reading a device would never end.
         raise ValueError(f"{path} is not a regular file; save the image to one first")
     return _decode(path, str(path))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files of a folder by name, without those of its subfolders."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+
+
+def picture_format(path: Path) -> str:
+    """Return Pillow's name of the format in which a picture of this name is written.
+
+    Raises
+    ------
+    ValueError
+        If the end of the name is none of `WRITTEN`.
+    """
+    form = WRITTEN.get(path.suffix.lower())
+    if form is None:
+        raise ValueError(f"{path} ends in none of {', '.join(WRITTEN)}; choose one of these formats")
+    return form
 
 
 def refuse_address(given: str) -> None:

@@ -139,6 +139,25 @@ def search(
     return everyone
 
 
+def check_request(
+    methods: Sequence[str], keeps: Sequence[int | float], *, quality: float, confidence: float = 0.95
+) -> None:
+    """Check what can be checked without a model; parameters as of `calibrate`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not valid.
+    """
+    for name, value in (("quality", quality), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name}={value} is not between 0 and 1; give a share such as 0.99")
+    if not methods or not keeps or len({type(keep) for keep in keeps}) != 1:
+        raise ValueError("give at least one method and budgets that are all numbers of tokens or all shares")
+    for method in methods:
+        Setting(method, keeps[0])
+
+
 def calibrate(
     subject: Subject,
     examples: Sequence[Example],
@@ -185,11 +204,7 @@ def calibrate(
     ValueError
         If the questions are too few, the arguments are not valid, or nothing can be certified.
     """
-    for name, value in (("quality", quality), ("confidence", confidence)):
-        if not 0 < value < 1:
-            raise ValueError(f"{name}={value} is not between 0 and 1; give a share such as 0.99")
-    if not methods or not keeps or len({type(keep) for keep in keeps}) != 1:
-        raise ValueError("give at least one method and budgets that are all numbers of tokens or all shares")
+    check_request(methods, keeps, quality=quality, confidence=confidence)
     methods = list(dict.fromkeys(methods))
     needed = questions_needed(quality, 1 - (1 - confidence) / len(methods))
     each = worth(examples)

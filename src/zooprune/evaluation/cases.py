@@ -1,4 +1,4 @@
-"""The questions that pruning costs, and pictures of what was kept of their images."""
+"""The questions that pruning loses, and pictures of what was kept of their images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from zooprune.prompting import seen_images
 from zooprune.pruners import UNPRUNED
 from zooprune.reports import ImageReport
 
-#: How many are shown of each method.
+#: The number of cases per method.
 PER_METHOD = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """A question that the unpruned model has right and a method has wrong."""
+    """A question that pruning lost: its reply before and after."""
 
     example: Example
     setting: Setting
@@ -31,7 +31,7 @@ class Case:
 
     @property
     def told(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """The case as reports show it."""
         return {
             "method": self.setting.label,
             "keep": self.setting.keep,
@@ -48,22 +48,22 @@ class Case:
 def worst_cases(rows: Iterable[Row], examples: Sequence[Example], settings: Sequence[Setting]) -> list[Case]:
     """Return the worst cases of each method: those it loses even with its largest budgets.
 
-    Where the answer is not known, a question counts as lost when the reply changes.
+    If the answer is not known, a question counts as lost when the reply changes.
 
     Parameters
     ----------
     rows : iterable of dict
-        Of one model.
+        The rows of one model.
     examples : sequence of Example
     settings : sequence of Setting
-        Those that the rows are of.
+        The settings of the rows.
     """
     by_id = {example.id: example for example in examples}
     replies = {(*setting_key(row), row["id"]): row for row in rows}
     full = {row["id"]: row for key, row in replies.items() if key[0] == UNPRUNED}
     cases: list[Case] = []
     for method in dict.fromkeys(setting.label for setting in settings if setting.method != UNPRUNED):
-        # Shares and numbers of tokens do not compare; what was kept does.
+        # Budgets can be shares or numbers, so the number of kept tokens is compared.
         lost = [
             (replies[(*setting.key, question)]["kept_tokens"], setting, question)
             for setting in settings
@@ -93,7 +93,7 @@ def draw_case(subject: Subject, case: Case) -> list[Image.Image]:
     Raises
     ------
     CannotDrawError
-        If the model reads an image as several tiles.
+        If the model cuts an image into tiles.
     """
     inputs = subject.prepare([case.example])
     report = subject.generate(inputs, case.setting).report

@@ -1,4 +1,4 @@
-"""Whether what has to be seen to answer was kept."""
+"""Count how many of the regions that an answer depends on were kept."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from zooprune.tokens import NEWLINE
 def kept_regions(regions: Sequence[Region], images: Sequence[ImageReport], shown: int) -> dict[str, int] | None:
     """Count the regions of which at least one visual token was kept.
 
-    A token belongs to a region when the centre of its patch lies in the box; a box that holds no centre has the patch
-    that its own centre lies in.
+    A token belongs to a region if the centre of its patch lies in the box. A box without any such centre has the patch
+    that holds the centre of the box.
 
     Parameters
     ----------
     regions : sequence of Region
     images : sequence of ImageReport
-        Of one prompt, in order.
+        The reports of one prompt, in order.
     shown : int
-        How many images the prompt has.
+        The number of images in the prompt.
 
     Returns
     -------
     dict or None
-        The numbers of `regions` and of those `kept`; None without regions, or where the model reads an image as
-        several, whose places in it only its family knows.
+        The numbers of `regions` and of `kept` regions. None if there are no regions, or if the model cuts an image into
+        tiles, whose places in the image only the model's family knows.
     """
     if not regions:
         return None
-    # With scope="prompt" all images come as one, told apart by their frames.
+    # With scope="prompt", one report holds all images, which differ in their frames.
     grids = [
         (image.positions[image.positions[:, 0] == frame], image.selection.mask[image.positions[:, 0] == frame])
         for image in images

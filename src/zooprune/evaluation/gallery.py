@@ -1,4 +1,4 @@
-"""One question about one image under many methods, from one encoding of the image."""
+"""One question about one image with many methods; the image is encoded once."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from zooprune.signals import tower_signals
 
 @dataclass(frozen=True)
 class Gallery:
-    """What came of a question under each method.
+    """What each method kept and answered.
 
     Parameters
     ----------
     seen : PIL.Image.Image
         The image as the model saw it.
     panels : tuple of Panel
-        The unpruned model first, then by what methods read, then by name.
+        The unpruned model first; then methods sorted by their inputs, then by name.
     """
 
     seen: Image.Image
@@ -40,35 +40,30 @@ class Gallery:
 def choose(
     model: Any, methods: Sequence[str] | None, keep: int | float, seed: int
 ) -> tuple[tuple[Pruner, ...], dict[str, str]]:
-    """Return the methods to show, the unpruned model first, and for all others why they are left out.
+    """Return the methods to show, the unpruned model first, and the reasons why others are left out.
 
     Parameters
     ----------
     model : PreTrainedModel
     methods : sequence of str, optional
-        None takes every method.
+        Every method if None.
     keep : int or float
     seed : int
-        For methods that draw.
+        Seed for methods that draw random numbers.
 
     Raises
     ------
     ValueError
-        If a method is named that this model cannot host, or that is not made for images.
+        If a method in `methods` does not work with this model, or is not made for images.
     """
     family, pruners, left_out = find_family(model), [], {}
     for setting in grid(sorted(methods or list_pruners()), [keep], [seed], sensitivity=family.sensitivity):
         pruner = setting.pruner()
         try:
-            if pruner.where != "before the language model":
-                raise ValueError(f"{pruner.name} prunes inside the language model; choose another method")
             if "image" not in pruner.modalities:
                 raise ValueError(f"{pruner.name} is made for videos, not for images; choose another method")
             if pruner.where != "before the language model":
-                raise ValueError(
-                    f"{pruner.name} prunes inside the language model, and the picture shows what reaches it; "
-                    "choose another method"
-                )
+                raise ValueError(f"{pruner.name} prunes inside the language model; choose another method")
             check_signals(model, family, pruner)
         except ValueError as error:
             if methods:
@@ -89,12 +84,12 @@ def hang(
     expected: str | None = None,
     max_new_tokens: int = 64,
 ) -> Gallery:
-    """Ask a question under every method; the image is encoded once.
+    """Ask a question with every method; the image is encoded once.
 
     Parameters
     ----------
     model, processor
-        A supported vision-language model and what prepares its inputs.
+        A supported vision-language model and its processor.
     image : PIL.Image.Image
         RGB.
     question : str
@@ -112,8 +107,8 @@ def hang(
         answered = [answer(model, processor, inputs, pruner, max_new_tokens=max_new_tokens) for pruner in pruners]
     truth = answered[0].texts[0] if expected is None else expected
     panels = [
-        Panel(pruner.name, _group(pruner), one.texts[0], is_right(one.texts[0], [truth]), one.report.images)
-        for pruner, one in zip(pruners, answered, strict=True)
+        Panel(pruner.name, _group(pruner), reply.texts[0], is_right(reply.texts[0], [truth]), reply.report.images)
+        for pruner, reply in zip(pruners, answered, strict=True)
     ]
     panels.sort(key=lambda panel: (panel.name != UNPRUNED, _GROUPS.index(panel.group)))
     return Gallery(seen_images(processor, inputs["pixel_values"], [image])[0], tuple(panels))
@@ -127,7 +122,7 @@ _GROUPS = (
 
 
 def _group(pruner: Pruner) -> str:
-    """Return a heading for methods that read the same."""
+    """Return the heading of all methods with the same kind of inputs."""
     if pruner_class(pruner.name).query_aware:
         return _GROUPS[2]
     return _GROUPS[1] if pruner.reads() else _GROUPS[0]

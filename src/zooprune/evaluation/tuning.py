@@ -46,6 +46,13 @@ class Trial:
     likeness: float
 
 
+def check_method(method: str) -> None:
+    """Raise a ValueError if a method does not exist or has no options that depend on the model."""
+    if not pruner_class(method).tunable:
+        others = [name for name in list_pruners() if pruner_class(name).tunable]
+        raise ValueError(f"{method} has no options that depend on the model; methods that have: {', '.join(others)}")
+
+
 def tune(
     subject: Subject,
     examples: Sequence[Example],
@@ -95,10 +102,8 @@ def tune(
             raise ValueError(f"{name}={value} must be at least 1")
     if not examples:
         raise ValueError("there is no question to tune on; give at least one")
+    check_method(method)
     ranges = pruner_class(method).tunable
-    if not ranges:
-        others = [name for name in list_pruners() if pruner_class(name).tunable]
-        raise ValueError(f"{method} has no options that depend on the model; methods that have: {', '.join(others)}")
     published = Setting(method, keep).pruner()
     batches = [subject.prepare(examples[first : first + batch]) for first in range(0, len(examples), batch)]
     done: list[Trial] = []
