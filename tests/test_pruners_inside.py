@@ -35,14 +35,15 @@ def named(name):
     return [pytest.param(case, id=str(case["name"])) for case in cases(name)]
 
 
-def layer_of(heads, visual, *, stage=0, rows=None, positions=None, entered=None):
+def layer_of(heads, visual, *, stage=0, positions=None):
     """Return a layer in which a prompt has these queries and keys."""
-    view = SimpleNamespace(heads=heads, unrotated=heads, hidden=torch.zeros(rows or heads.keys.shape[1], 1))
+    view = SimpleNamespace(heads=heads, unrotated=heads, hidden=torch.zeros(heads.keys.shape[1], 1))
     text = torch.tensor([row for row in range(heads.keys.shape[1]) if row not in set(visual.tolist())])
     return Layer(
         number=2, depth=4, stage=stage, here=view, before=view, visual=visual, text=text, question=text,
         positions=torch.zeros(len(visual), 4, dtype=torch.int64) if positions is None else positions,
-        index=torch.arange(len(visual)), entered=entered or len(visual),
+        index=torch.arange(len(visual)), images=(visual,), patches=torch.zeros(len(visual), 1),
+        words=torch.zeros(len(text), 1), noted=torch.zeros(0, len(visual)),
     )  # fmt: skip
 
 
@@ -82,9 +83,7 @@ def test_feather_is_the_official_code(case):
         query, keys = (torch.from_numpy(case[f"{what}{stage + 1}"]).float() for what in ("query", "keys"))
         # The prompt is the image and one token behind it, which looks.
         keys = torch.cat([keys[:, kept], torch.zeros(len(keys), 1, keys.shape[2])], dim=1)
-        layer = layer_of(
-            last_query(query, keys), torch.arange(len(kept)), stage=stage, positions=positions[kept], entered=total
-        )
+        layer = layer_of(last_query(query, keys), torch.arange(len(kept)), stage=stage, positions=positions[kept])
         scores = method.score_at(layer)
         torch.testing.assert_close(scores, torch.from_numpy(case[f"scores{stage + 1}"]), rtol=1e-5, atol=0)
         kept = kept[method.choose_at(scores, layer, None).sort().values]

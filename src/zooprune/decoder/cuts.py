@@ -16,13 +16,16 @@ class Cut:
     ----------
     layer : int
     source : Tensor of int64, (B, L')
-        The column that each row stood in before, -1 for padding, which is on the left.
+        The row that each was before, -1 for padding, which is on the left. Of rows that come back after they were
+        dropped, -2 less the column of the prompt.
     columns : Tensor of int64, (B, L')
         The same, counted in the prompt as it entered the language model.
     anew : bool
         Whether the rows that stay are numbered anew.
     shift : Tensor of int64, (..., B, 1), optional
         How much that lowers the positions of tokens behind the prompt, axis by axis; known after the first pass.
+    back : bool
+        Whether rows come back.
     """
 
     layer: int
@@ -30,6 +33,7 @@ class Cut:
     columns: Tensor
     anew: bool
     shift: Tensor | None = None
+    back: bool = False
 
     @property
     def present(self) -> Tensor:
@@ -74,23 +78,30 @@ class Thinned:
 
 
 def cut_rows(layer: int, held: Tensor, stays: Tensor, anew: bool) -> Cut:
-    """Return what dropping some rows comes to.
+    """Return what dropping some tokens comes to.
 
     Parameters
     ----------
     layer : int
     held : Tensor of int64, (B, L)
         The column of the prompt that each row is of, -1 for padding.
-    stays : Tensor of bool, (B, L)
-        Which rows stay; no padding.
+    stays : Tensor of bool, (B, width)
+        Which columns of the prompt are there from now on; no padding.
     anew : bool
     """
     lengths = stays.sum(1)
     width = int(lengths.max())
-    # A stable sort by "stays" moves what is dropped to the left and keeps the order of the rest.
-    source = stays.long().argsort(dim=1, stable=True)[:, -width:]
+    # A stable sort by "stays" moves what is not there to the left and keeps the order of the rest.
+    columns = stays.long().argsort(dim=1, stable=True)[:, -width:]
+    rows = torch.arange(held.shape[1]).expand_as(held)
+    # One place more than columns takes what padding says.
+    places = torch.full((len(held), stays.shape[1] + 1), -1)
+    places.scatter_(1, torch.where(held < 0, stays.shape[1], held), rows)
+    source = places.gather(1, columns)
+    source = torch.where(source < 0, -2 - columns, source)
     padding = torch.arange(width) < width - lengths[:, None]
-    return Cut(layer, source.masked_fill(padding, -1), held.gather(1, source).masked_fill(padding, -1), anew)
+    source, columns = source.masked_fill(padding, -1), columns.masked_fill(padding, -1)
+    return Cut(layer, source, columns, anew, back=bool((source < -1).any()))
 
 
 def with_tail(places: Tensor, width: int, length: int) -> Tensor:
@@ -110,6 +121,21 @@ def with_tail(places: Tensor, width: int, length: int) -> Tensor:
 def gathered(rows: Tensor, places: Tensor) -> Tensor:
     """Return some rows of each prompt, (B, L', d); any row serves as padding."""
     return rows.gather(1, places.clamp_min(0)[:, :, None].expand(-1, -1, rows.shape[-1]))
+
+
+def with_returning(rows: Tensor, places: Tensor, entered: Tensor) -> Tensor:
+    """Return rows of which some come back, as they entered the language model.
+
+    Parameters
+    ----------
+    rows : Tensor, (B, L', d)
+        What `gathered` made.
+    places : Tensor of int64, (B, L')
+        See `Cut.source`.
+    entered : Tensor, (B, L, d)
+        The whole prompt.
+    """
+    return torch.where((places < -1)[:, :, None], gathered(entered, -2 - places), rows)
 
 
 def gathered_mask(mask: Tensor, places: Tensor) -> Tensor:

@@ -20,6 +20,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from zooprune.precision import exact_float32
 
 
+#: How many rows of the attention are worked out at a time.
+_ROWS = 64
+
+
 @dataclass(frozen=True)
 class Heads:
     """The queries and keys of one prompt in one layer.
@@ -36,8 +40,8 @@ class Heads:
     window : int, optional
         How many tokens back a query sees, itself included, in layers with a sliding window.
     visible : callable, optional
-        Given a query's row, which rows it sees, bool, (L,), where the model says so; otherwise it sees those up to
-        itself.
+        Given the rows of queries, (q,), which rows they see, bool, (q, L), where the model says so; otherwise a query
+        sees the rows up to itself.
     """
 
     queries: Tensor
@@ -45,35 +49,45 @@ class Heads:
     scaling: float
     softcap: float | None = None
     window: int | None = None
-    visible: Callable[[int], Tensor] | None = None
+    visible: Callable[[Tensor], Tensor] | None = None
 
-    def probabilities(self, query: int, among: Tensor | None = None) -> Tensor:
-        """Return how one token attends to those that it sees: float32, (heads, L), or (heads, n) with `among`.
+    def probabilities(self, query: int | Tensor, among: Tensor | None = None) -> Tensor:
+        """Return how a token attends to the tokens that it sees: float32, (heads, L).
 
         Parameters
         ----------
-        query : int
-            The row of the token.
+        query : int or Tensor of int64, (q,)
+            The row of the token, or of several: (heads, q, L).
         among : Tensor of int64, (n,), optional
-            The rows that the softmax is over; all by default.
+            The rows that the softmax is over, n instead of L; all by default.
         """
         keys = self.keys if among is None else self.keys[:, among]
-        places = torch.arange(self.keys.shape[1], device=keys.device) if among is None else among
-        one = self.queries[:, query].unflatten(0, (len(keys), -1)).float()
+        device = keys.device
+        places = torch.arange(self.keys.shape[1], device=device) if among is None else among
+        asked = query if isinstance(query, Tensor) else torch.arange(query, query + 1, device=device)
+        queries = self.queries[:, asked].unflatten(0, (len(keys), -1)).float()
         with exact_float32():
-            scores = one @ keys.float().transpose(1, 2) * self.scaling
+            scores = queries.flatten(1, 2) @ keys.float().transpose(1, 2) * self.scaling
+        scores = scores.unflatten(1, queries.shape[1:3])
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         if self.visible is not None:
-            hidden = ~self.visible(query)[places]
+            hidden = ~self.visible(asked)[:, places]
         else:
-            hidden = (places > query) | (places <= query - (self.window or query + 1))
+            hidden = places > asked[:, None]
+            if self.window is not None:
+                hidden |= places <= asked[:, None] - self.window
         # A window may leave nothing to see.
-        return scores.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden, 0.0).flatten(0, 1)
+        found = scores.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden, 0.0).flatten(0, 1)
+        return found if isinstance(query, Tensor) else found[:, 0]
 
-    def attention(self, query: int, among: Tensor | None = None) -> Tensor:
-        """Return the mean of `probabilities` over the heads: float32, (L,) or (n,)."""
-        return self.probabilities(query, among).mean(0)
+    def attention(self, query: int | Tensor, among: Tensor | None = None) -> Tensor:
+        """Return the mean of `probabilities` over the heads, and over the queries if there are several: (L,) or (n,)."""
+        if not isinstance(query, Tensor):
+            return self.probabilities(query, among).mean(0)
+        # Some rows at a time, so that the attention is never there as a whole.
+        parts = [self.probabilities(rows, among).sum(1).mean(0) for rows in query.split(_ROWS)]
+        return torch.stack(parts).sum(0) / len(query)
 
 
 class View:
@@ -96,7 +110,7 @@ class View:
         module: nn.Module,
         hidden: Tensor,
         tables: tuple[Tensor, Tensor],
-        visible: Callable[[int], Tensor] | None = None,
+        visible: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._module, self.hidden, self._tables, self._visible = module, hidden, tables, visible
 
@@ -111,6 +125,21 @@ class View:
         cosines, sines = self._tables
         # A rotation by nothing.
         return self._heads((torch.ones_like(cosines), torch.zeros_like(sines)))
+
+    def nearness(self, queries: Tensor) -> Tensor:
+        """Return what rotary positions alone make of a query and a key of ones: 1 for a token and itself, (q, L).
+
+        Parameters
+        ----------
+        queries : Tensor of int64, (q,)
+            The rows of the queries.
+        """
+        cosines, sines = (table.squeeze(-3).float() for table in self._tables)
+        width = self.heads.queries.shape[-1]
+        # Every pair of channels gives twice the cosine of how far it turns between the two; others do not turn.
+        with exact_float32():
+            turned = cosines[queries] @ cosines.T + sines[queries] @ sines.T
+        return (turned + width - cosines.shape[-1]) / width
 
     @torch.no_grad()
     def _heads(self, tables: tuple[Tensor, Tensor]) -> Heads:
@@ -129,6 +158,19 @@ class View:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """What a module of a layer read and gave, of one prompt without padding.
+
+    Parameters
+    ----------
+    read, gave : Tensor, (L, d)
+    """
+
+    read: Tensor
+    gave: Tensor
+
+
+@dataclass(frozen=True)
 class Layer:
     """A layer in front of which tokens of one image, or of all images of a prompt, are to go.
 
@@ -141,7 +183,7 @@ class Layer:
     here : View
         What the layer would read.
     before : View
-        What the layer before it has read.
+        What the layer before it has read; in front of the first layer, the same as `here`.
     visual : Tensor of int64, (n,)
         The rows of the visual tokens to choose among, ascending. Like all rows, counted in what the layers read of this
         prompt.
@@ -153,8 +195,14 @@ class Layer:
         Frame, tile, row and column of the visual tokens; row and column are `zooprune.tokens.NEWLINE` for separators.
     index : Tensor of int64, (n,)
         The number of each visual token among those of its image that entered the language model.
-    entered : int
-        How many these were.
+    images : tuple of Tensor of int64, (n,)
+        The rows of the visual tokens of every image of the prompt, in their order, this one's among them.
+    patches : Tensor, (N, d)
+        What the first layer read of the image, N tokens that entered the language model.
+    words : Tensor, (Q, d)
+        What the first layer read of the question.
+    noted : Tensor of float32, (m, n)
+        What the method has measured of the visual tokens in the layers that it watches, up to this one.
     """
 
     number: int
@@ -167,7 +215,15 @@ class Layer:
     question: Tensor
     positions: Tensor
     index: Tensor
-    entered: int
+    images: tuple[Tensor, ...]
+    patches: Tensor
+    words: Tensor
+    noted: Tensor
+
+    @property
+    def entered(self) -> int:
+        """How many tokens of the image entered the language model."""
+        return len(self.patches)
 
     @property
     def last(self) -> int:

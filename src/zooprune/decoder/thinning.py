@@ -22,10 +22,20 @@ from transformers import Cache, PreTrainedModel, StaticCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from zooprune.compaction import Prompt
-from zooprune.decoder.cuts import Cut, Thinned, cut_positions, cut_rows, gathered, gathered_mask, lowered, with_tail
-from zooprune.decoder.layer import Layer, View, of_one_prompt
+from zooprune.decoder.cuts import (
+    Cut,
+    Thinned,
+    cut_positions,
+    cut_rows,
+    gathered,
+    gathered_mask,
+    lowered,
+    with_returning,
+    with_tail,
+)
+from zooprune.decoder.layer import Layer, Passage, View, of_one_prompt
 from zooprune.profiling import stage as timed
-from zooprune.pruners.inside import InsidePruner, layer_numbers
+from zooprune.pruners.inside import InsidePruner, Mixed, layer_numbers
 from zooprune.reports import ImageReport, Report
 from zooprune.tokens import NEWLINE
 
@@ -55,6 +65,12 @@ class Thinning:
         decoder: Any = model.get_decoder()
         self.layers = _usual_layers(model, decoder)
         layer_numbers(method.places(), len(self.layers))
+        watched = method.watched(len(self.layers))
+        if not all(hasattr(self.layers[number], "mlp") for number in watched):
+            raise ValueError(
+                f"{method.name} measures feed-forward modules, and the language model of {type(model).__name__} has "
+                "layers without the usual one; choose another method"
+            )
         self.method, self.rotary, self.config = method, decoder.rotary_emb, decoder.config
         self._handles = [
             model.register_forward_pre_hook(self._enter_model, with_kwargs=True),
@@ -65,11 +81,27 @@ class Thinning:
         for number, layer in enumerate(self.layers):
             self._handles.append(layer.register_forward_pre_hook(self._entering(number), with_kwargs=True))
             self._handles.append(layer.register_forward_hook(self._leaving(number)))
+        for number in watched:
+            self._watch(number)
 
     def remove(self) -> None:
         """Leave the model as it was."""
         for handle in self._handles:
             handle.remove()
+
+    def _watch(self, number: int) -> None:
+        """Let the method measure a layer."""
+        modules = self.layers[number].self_attn, self.layers[number].mlp
+
+        def passed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            now = self._pass()
+            # A twin of the attention, which looks at its queries and keys, has its hooks as well.
+            if now is not None and now.choosing and module in modules:
+                gave = output[0] if isinstance(output, tuple) else output
+                now.passed(number, args[0] if args else kwargs["hidden_states"], gave)
+
+        for module in modules:
+            self._handles.append(module.register_forward_hook(passed, with_kwargs=True))
 
     def _pass(self) -> Pass | None:
         """Return the forward pass that this thread is in, if it is one of a pruned call."""
@@ -208,15 +240,21 @@ class Run:
         depth = len(thinning.layers)
         #: Of each image by layer, which stage that is and how many tokens stay.
         self.stages: list[dict[int, tuple[int, int | None]]] = []
+        last = {crowd.report.row: crowd for crowd in crowds}
         for crowd in crowds:
             total = crowd.report.selection.total + crowd.report.separators[1]
-            planned = thinning.method.schedule(len(crowd.columns), total, depth)
+            is_last = last[crowd.report.row] is crowd
+            planned = thinning.method.schedule(len(crowd.columns), total, depth, last=is_last)
             self.stages.append({layer: (stage, keep) for stage, (layer, keep) in enumerate(planned)})
         self.layers = sorted({layer for stages in self.stages for layer in stages})
         self.rows, self.width = prompt.input_ids.shape
         #: The column of the prompt that each row is of, in front of the layer at hand.
         self.held = torch.arange(self.width).expand(self.rows, -1).masked_fill(prompt.attention_mask == 0, -1)
         self.cuts: list[Cut] = []
+        #: In front of which layer which tokens become mixtures: the prompt, their columns, and what they become.
+        self.mixed: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
+        #: What the method measured in a layer, by prompt: the columns of the rows, and a number for each.
+        self.noted: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
         self.cache: Cache | None = None
         self.chosen = False
         self.now: Pass | None = None
@@ -282,6 +320,10 @@ class Pass:
     tables: list[tuple[dict[str, Any], Any]] = field(default_factory=list)
     #: What the layer before the next stage reads.
     _before: tuple[Tensor, Any, Any] | None = None
+    #: The whole prompts as the first layer reads them.
+    _entered: Tensor | None = None
+    #: What the attention of the layer at hand read and gave.
+    _attention: tuple[Tensor, Tensor] | None = None
     #: Rows that deeper layers of the vision tower add, and where.
     _deeper: tuple[Tensor, Sequence[Tensor]] | None = None
     _made: dict[Any, Any] = field(default_factory=dict)
@@ -289,6 +331,8 @@ class Pass:
     def enter(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Return what a layer is to read, and with what."""
         run, mask = self.run, kwargs.get("attention_mask")
+        if number == 0 and self.whole:
+            self._entered = hidden
         if self.choosing and number in run.layers:
             with torch.no_grad(), timed("choose inside", hidden.device):
                 self._choose(number, hidden, kwargs["position_embeddings"], mask)
@@ -298,11 +342,36 @@ class Pass:
             if cut.layer == number and self.whole:
                 before = self._cut(number - 1, hidden.device)
                 width = run.width if before is None else before.columns.shape[1]
-                hidden = gathered(hidden, with_tail(cut.source, width, hidden.shape[1]))
+                places = with_tail(cut.source, width, hidden.shape[1])
+                hidden = gathered(hidden, places)
+                if cut.back:
+                    assert self._entered is not None
+                    hidden = with_returning(hidden, places, self._entered.to(hidden.device))
+                self._mix(number, hidden)
             kwargs = kwargs | self._fitting(cut, number, hidden, kwargs)
         if self.choosing and number + 1 in run.layers:
             self._before = hidden, kwargs["position_embeddings"], mask
         return hidden, kwargs
+
+    def _mix(self, number: int, hidden: Tensor) -> None:
+        """Write mixtures over the tokens that become them."""
+        for row, columns, rows in self.run.mixed.get(number, ()):
+            held = next(cut for cut in self.run.cuts if cut.layer == number).columns[row].contiguous()
+            places = torch.searchsorted(held, columns).to(hidden.device)
+            hidden[row * self.copies : (row + 1) * self.copies, places] = rows.to(hidden.device, hidden.dtype)
+
+    def passed(self, number: int, read: Tensor, gave: Tensor) -> None:
+        """Let the method measure a layer, of which first the attention and then the feed-forward module has run."""
+        if self._attention is None:
+            self._attention = read, gave
+            return
+        (attended, made), self._attention = self._attention, None
+        for row in {crowd.report.row for crowd in self.run.crowds}:
+            there = (self.run.held[row] >= 0).nonzero()[:, 0]
+            parts = [part[row * self.copies][there.to(part.device)] for part in (attended, made, read, gave)]
+            with torch.no_grad(), timed("choose inside", read.device):
+                measured = self.run.thinning.method.measure(Passage(*parts[:2]), Passage(*parts[2:]))
+            self.run.noted.setdefault(number, {})[row] = self.run.held[row][there], measured
 
     def _cut(self, number: int, device: torch.device) -> Cut | None:
         """Return the last cut up to a layer, for all copies of the prompts."""
@@ -384,29 +453,32 @@ class Pass:
     def _choose(self, number: int, hidden: Tensor, tables: Any, mask: Any) -> None:
         """Ask the method which tokens stay, and note what goes."""
         run = self.run
-        stays = run.held >= 0
+        held = torch.zeros(run.rows, run.width + 1, dtype=torch.bool)
+        # Padding has a column of its own here.
+        held.scatter_(1, run.held.masked_fill(run.held < 0, run.width), True)
+        before, stays = held[:, :-1], held[:, :-1].clone()
         here = hidden, self._tables(self._cut(number - 1, hidden.device), tables), mask
         views: dict[int, tuple[View, View]] = {}
         for crowd, stages in zip(run.crowds, run.stages, strict=True):
             row, alive = crowd.report.row, crowd.alive[-1][1]
             stage, keep = stages.get(number, (0, len(alive)))
-            if not len(alive) or (keep is not None and keep >= len(alive)):
+            if keep == len(alive) or not len(alive):
                 continue
-            there = (run.held[row] >= 0).nonzero()[:, 0]
-            columns = run.held[row][there]
-            if keep == 0:
+            if keep is not None and keep > len(alive):
+                # They come back, which they do all together.
+                chosen = torch.arange(len(crowd.columns))
+            elif keep == 0:
                 chosen = alive[:0]
             else:
+                there = (run.held[row] >= 0).nonzero()[:, 0]
                 if row not in views:
-                    assert self._before is not None
-                    views[row] = self._view(number, here, row, there), self._view(number - 1, self._before, row, there)
-                layer = self._layer(number, stage, views[row], columns, crowd)
-                chosen = self._chosen(layer, keep, alive)
-            stays[
-                row, there[torch.isin(columns, crowd.columns[alive]) & ~torch.isin(columns, crowd.columns[chosen])]
-            ] = False
+                    views[row] = self._view(number, here, row, there), self._view_before(number, here, row, there)
+                columns = run.held[row][there]
+                chosen = self._chosen(self._layer(number, stage, views[row], columns, crowd), keep, crowd)
+            stays[row, crowd.columns[alive]] = False
+            stays[row, crowd.columns[chosen]] = True
             crowd.alive.append((number, chosen))
-        if bool((stays == (run.held >= 0)).all()):
+        if torch.equal(stays, before):
             return
         cut = cut_rows(number, run.held, stays, run.anew)
         if run.anew:
@@ -416,6 +488,13 @@ class Pass:
         run.cuts.append(cut)
         run.held = cut.columns
 
+    def _view_before(self, number: int, here: tuple[Tensor, Any, Any], row: int, there: Tensor) -> View:
+        """Return what the layer before has read of a prompt; none is before the first."""
+        if number == 0:
+            return self._view(number, here, row, there)
+        assert self._before is not None
+        return self._view(number - 1, self._before, row, there)
+
     def _view(self, number: int, read: tuple[Tensor, Any, Any], row: int, there: Tensor) -> View:
         hidden, tables, mask = read
         first = row * self.copies
@@ -424,9 +503,9 @@ class Pass:
             # Masks are those of the whole prompt.
             seen, columns = mask[first % len(mask), 0], self.run.held[row][there].to(mask.device)
 
-            def visible(query: int) -> Tensor:
-                line = seen[columns[query], columns]
-                return line if line.dtype == torch.bool else line == 0
+            def visible(queries: Tensor) -> Tensor:
+                lines = seen[columns[queries.to(mask.device)][:, None], columns].to(queries.device)
+                return lines if lines.dtype == torch.bool else lines == 0
 
         there = there.to(hidden.device)
         tables = of_one_prompt(tables, first, there)
@@ -436,9 +515,19 @@ class Pass:
         """Return what the method sees of one image."""
         here, before = views
         device = here.hidden.device
-        shown = torch.cat([other.columns for other in self.run.crowds if other.report.row == crowd.report.row])
-        text = (~torch.isin(columns, shown)).nonzero()[:, 0]
-        alive = crowd.alive[-1][1]
+        row, alive = crowd.report.row, crowd.alive[-1][1]
+        neighbours = [other for other in self.run.crowds if other.report.row == row]
+        shown = torch.cat([other.columns for other in neighbours])
+        is_text = ~torch.isin(columns, shown)
+        text = is_text.nonzero()[:, 0]
+        question = text[columns[text] > shown.max()]
+        noted = []
+        for at, measured in self.run.noted.items():
+            held, numbers = measured[row]
+            if at < number:
+                noted.append(numbers[torch.searchsorted(held, crowd.columns[alive]).to(numbers.device)].to(device))
+        assert self._entered is not None
+        entered = self._entered[row * self.copies]
         return Layer(
             number=number,
             depth=len(self.run.thinning.layers),
@@ -447,17 +536,28 @@ class Pass:
             before=before,
             visual=torch.searchsorted(columns, crowd.columns[alive]).to(device),
             text=text.to(device),
-            question=text[columns[text] > shown.max()].to(device),
+            question=question.to(device),
             positions=crowd.positions[alive].to(device),
             index=alive.to(device),
-            entered=len(crowd.columns),
+            images=tuple(
+                torch.searchsorted(columns, other.columns[other.alive[-1][1]]).to(device) for other in neighbours
+            ),
+            patches=entered[crowd.columns.to(entered.device)].to(device),
+            words=entered[columns[question].to(entered.device)].to(device),
+            noted=torch.stack(noted) if noted else here.hidden.new_zeros(0, len(alive), dtype=torch.float32),
         )
 
-    def _chosen(self, layer: Layer, keep: int | None, alive: Tensor) -> Tensor:
-        method = self.run.thinning.method
-        chosen = method.choose_at(method.score_at(layer), layer, keep).sort().values.cpu()
+    def _chosen(self, layer: Layer, keep: int | None, crowd: Crowd) -> Tensor:
+        """Return which tokens of an image stay, and note which of them become mixtures."""
+        method, alive = self.run.thinning.method, crowd.alive[-1][1]
+        found = method.choose_at(method.score_at(layer), layer, keep)
+        index = found.index if isinstance(found, Mixed) else found
+        chosen = index.sort().values.cpu()
         if keep is not None and len(chosen) != keep:
             raise ValueError(f"{method} kept {len(chosen)} tokens at layer {layer.number} when asked for {keep}")
+        if isinstance(found, Mixed) and len(found.anchors):
+            columns = crowd.columns[alive[found.anchors.cpu()]]
+            self.run.mixed.setdefault(layer.number, []).append((crowd.report.row, columns, found.rows))
         return alive[chosen]
 
     def without_deeper(self, kwargs: dict[str, Any]) -> dict[str, Any]:

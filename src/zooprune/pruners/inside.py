@@ -19,7 +19,26 @@ from zooprune.pruners.base import Pruner
 from zooprune.tokens import Budget, Selection, VisualTokens
 
 if TYPE_CHECKING:
-    from zooprune.decoder.layer import Layer
+    from zooprune.decoder.layer import Layer, Passage
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What stays of the visual tokens of one image, where some of it becomes mixtures.
+
+    Parameters
+    ----------
+    index : Tensor of int64, (k,)
+        The tokens that stay, in any order.
+    anchors : Tensor of int64, (m,)
+        Those among them that become mixtures. A mixture stands where its anchor stood.
+    rows : Tensor, (m, d)
+        What the layer reads there.
+    """
+
+    index: Tensor
+    anchors: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,7 +46,7 @@ class InsidePruner(Pruner):
     """Base of the methods that prune inside the language model.
 
     A method writes `places`, `shares` and `score_at`, and `choose_at` as well when the kept tokens are not simply the
-    highest scoring ones.
+    highest scoring ones. What it has to know of layers on the way, it says with `watched` and `measure`.
 
     Parameters
     ----------
@@ -66,7 +85,9 @@ class InsidePruner(Pruner):
         """
         raise NotImplementedError(f"{type(self).__name__} does not define shares()")
 
-    def schedule(self, visual: int, total: int, depth: int) -> tuple[tuple[int, int | None], ...]:
+    def schedule(
+        self, visual: int, total: int, depth: int, *, last: bool = True
+    ) -> tuple[tuple[int, int | None], ...]:
         """Return in front of which layers how many visual tokens of an image stay; None where its own rule decides.
 
         With a budget, the shares are found with which it is met. Layers given as shares of the depth come earlier where
@@ -80,6 +101,8 @@ class InsidePruner(Pruner):
             Visual tokens that the image has without any pruning, of which a float `keep` is a share.
         depth : int
             Layers of the decoder.
+        last : bool
+            Whether no other image of the prompt follows.
 
         Raises
         ------
@@ -119,11 +142,19 @@ class InsidePruner(Pruner):
         left = self.shares(high, len(layers))
         return tuple((layer, math.floor(visual * share + 0.5)) for layer, share in zip(layers, left, strict=True))
 
+    def watched(self, depth: int) -> Sequence[int]:
+        """Return the numbers of the layers that it measures."""
+        return ()
+
+    def measure(self, attention: Passage, feed_forward: Passage) -> Tensor:
+        """Return a number for each row of one prompt, given what the two modules of a layer did: float32, (L,)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define measure()")
+
     def score_at(self, layer: Layer) -> Tensor:
         """Return what each visual token of one image is worth in front of a layer: float32, (n,)."""
         raise NotImplementedError(f"{type(self).__name__} does not define score_at()")
 
-    def choose_at(self, scores: Tensor, layer: Layer, keep: int | None) -> Tensor:
+    def choose_at(self, scores: Tensor, layer: Layer, keep: int | None) -> Tensor | Mixed:
         """Return which of these visual tokens stay, in any order. Ties go to the lowest index."""
         return torch.sort(scores, descending=True, stable=True).indices[:keep]
 
