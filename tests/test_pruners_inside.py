@@ -128,7 +128,9 @@ def test_an_average_is_met(name, visual, total, depth):
             count * (end - start) for (start, count), end in zip(planned, [*layers[1:], depth], strict=True)
         )
         assert abs(read / depth - target) <= near
-        assert list(counts) == sorted(counts, reverse=True) and list(layers) == sorted(set(layers))
+        assert list(layers) == sorted(set(layers))
+        # Tokens come back in one method alone.
+        assert name == "lvlm_csp" or list(counts) == sorted(counts, reverse=True)
     assert get_pruner(name, keep=1.0).schedule(visual, visual, depth) == ()
 
 

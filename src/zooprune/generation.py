@@ -295,7 +295,7 @@ class Session:
         for number, image in enumerate(done.report.images):
             columns = (done.owners[image.row] == number).nonzero()[:, 0]
             crowds.append(Crowd(image, columns, done.tokens[image.row, columns]))
-        wanted: str = self._thinning.method.numbering if self.policy.positions == "auto" else self.policy.positions
+        wanted: str = self._thinning.method.numbers() if self.policy.positions == "auto" else self.policy.positions
         keeps = wanted == "original" or (self.policy.positions == "auto" and self._family.positions == "original")
         return Run(self._thinning, done.prompt.to(torch.device("cpu")), crowds, anew=not keeps)
 

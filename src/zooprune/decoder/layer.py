@@ -19,7 +19,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from zooprune.precision import exact_float32
 
-
 #: How many rows of the attention are worked out at a time.
 _ROWS = 64
 
@@ -82,7 +81,7 @@ class Heads:
         return found if isinstance(query, Tensor) else found[:, 0]
 
     def attention(self, query: int | Tensor, among: Tensor | None = None) -> Tensor:
-        """Return the mean of `probabilities` over the heads, and over the queries if there are several: (L,) or (n,)."""
+        """Return the mean of `probabilities` over the heads, and over several queries: (L,) or (n,)."""
         if not isinstance(query, Tensor):
             return self.probabilities(query, among).mean(0)
         # Some rows at a time, so that the attention is never there as a whole.
@@ -190,7 +189,8 @@ class Layer:
     text : Tensor of int64, (T,)
         The rows of the prompt's text.
     question : Tensor of int64, (Q,)
-        The rows of the text behind the last image of the prompt; the last is the last token of the prompt.
+        The rows of the text behind the last image of the prompt; the last row alone if no text is there. The last is
+        the last token of the prompt.
     positions : Tensor of int64, (n, 4)
         Frame, tile, row and column of the visual tokens; row and column are `zooprune.tokens.NEWLINE` for separators.
     index : Tensor of int64, (n,)
@@ -202,7 +202,7 @@ class Layer:
     words : Tensor, (Q, d)
         What the first layer read of the question.
     noted : Tensor of float32, (m, n)
-        What the method has measured of the visual tokens in the layers that it watches, up to this one.
+        What the method has measured of the visual tokens, from the layer in front of its first stage up to this one.
     """
 
     number: int

@@ -65,8 +65,7 @@ class Thinning:
         decoder: Any = model.get_decoder()
         self.layers = _usual_layers(model, decoder)
         layer_numbers(method.places(), len(self.layers))
-        watched = method.watched(len(self.layers))
-        if not all(hasattr(self.layers[number], "mlp") for number in watched):
+        if method.watches() and not all(hasattr(layer, "mlp") for layer in self.layers):
             raise ValueError(
                 f"{method.name} measures feed-forward modules, and the language model of {type(model).__name__} has "
                 "layers without the usual one; choose another method"
@@ -81,8 +80,8 @@ class Thinning:
         for number, layer in enumerate(self.layers):
             self._handles.append(layer.register_forward_pre_hook(self._entering(number), with_kwargs=True))
             self._handles.append(layer.register_forward_hook(self._leaving(number)))
-        for number in watched:
-            self._watch(number)
+            if method.watches():
+                self._watch(number)
 
     def remove(self) -> None:
         """Leave the model as it was."""
@@ -366,6 +365,8 @@ class Pass:
             self._attention = read, gave
             return
         (attended, made), self._attention = self._attention, None
+        if not self.run.layers or not self.run.layers[0] - 1 <= number < self.run.layers[-1]:
+            return
         for row in {crowd.report.row for crowd in self.run.crowds}:
             there = (self.run.held[row] >= 0).nonzero()[:, 0]
             parts = [part[row * self.copies][there.to(part.device)] for part in (attended, made, read, gave)]
@@ -459,6 +460,7 @@ class Pass:
         before, stays = held[:, :-1], held[:, :-1].clone()
         here = hidden, self._tables(self._cut(number - 1, hidden.device), tables), mask
         views: dict[int, tuple[View, View]] = {}
+        shown = [(crowd.report.row, crowd.columns[crowd.alive[-1][1]]) for crowd in run.crowds]
         for crowd, stages in zip(run.crowds, run.stages, strict=True):
             row, alive = crowd.report.row, crowd.alive[-1][1]
             stage, keep = stages.get(number, (0, len(alive)))
@@ -474,7 +476,9 @@ class Pass:
                 if row not in views:
                     views[row] = self._view(number, here, row, there), self._view_before(number, here, row, there)
                 columns = run.held[row][there]
-                chosen = self._chosen(self._layer(number, stage, views[row], columns, crowd), keep, crowd)
+                images = [places for owner, places in shown if owner == row]
+                layer = self._layer(number, min(stages), stage, views[row], columns, images, crowd)
+                chosen = self._chosen(layer, keep, crowd)
             stays[row, crowd.columns[alive]] = False
             stays[row, crowd.columns[chosen]] = True
             crowd.alive.append((number, chosen))
@@ -511,20 +515,43 @@ class Pass:
         tables = of_one_prompt(tables, first, there)
         return View(self.run.thinning.layers[number], hidden[first][there], tables, visible)
 
-    def _layer(self, number: int, stage: int, views: tuple[View, View], columns: Tensor, crowd: Crowd) -> Layer:
-        """Return what the method sees of one image."""
+    def _layer(
+        self,
+        number: int,
+        first: int,
+        stage: int,
+        views: tuple[View, View],
+        columns: Tensor,
+        images: Sequence[Tensor],
+        crowd: Crowd,
+    ) -> Layer:
+        """Return what the method sees of one image.
+
+        Parameters
+        ----------
+        number, first : int
+            Of the layer, and of that in front of which the stages of the image begin.
+        stage : int
+        views : pair of View
+            Of the layer at hand and of the one before.
+        columns : Tensor of int64, (L,)
+            Those of the prompt that are there.
+        images : sequence of Tensor of int64
+            Those of them that each image of the prompt has.
+        crowd : Crowd
+        """
         here, before = views
         device = here.hidden.device
         row, alive = crowd.report.row, crowd.alive[-1][1]
-        neighbours = [other for other in self.run.crowds if other.report.row == row]
-        shown = torch.cat([other.columns for other in neighbours])
-        is_text = ~torch.isin(columns, shown)
-        text = is_text.nonzero()[:, 0]
+        shown = torch.cat([other.columns for other in self.run.crowds if other.report.row == row])
+        text = (~torch.isin(columns, shown)).nonzero()[:, 0]
         question = text[columns[text] > shown.max()]
+        if not len(question):
+            question = torch.tensor([len(columns) - 1])
         noted = []
         for at, measured in self.run.noted.items():
             held, numbers = measured[row]
-            if at < number:
+            if first - 1 <= at < number:
                 noted.append(numbers[torch.searchsorted(held, crowd.columns[alive]).to(numbers.device)].to(device))
         assert self._entered is not None
         entered = self._entered[row * self.copies]
@@ -539,9 +566,7 @@ class Pass:
             question=question.to(device),
             positions=crowd.positions[alive].to(device),
             index=alive.to(device),
-            images=tuple(
-                torch.searchsorted(columns, other.columns[other.alive[-1][1]]).to(device) for other in neighbours
-            ),
+            images=tuple(torch.searchsorted(columns, places).to(device) for places in images),
             patches=entered[crowd.columns.to(entered.device)].to(device),
             words=entered[columns[question].to(entered.device)].to(device),
             noted=torch.stack(noted) if noted else here.hidden.new_zeros(0, len(alive), dtype=torch.float32),

@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 from importlib import import_module
 
+from zooprune.pruners.add_on import AddOn
 from zooprune.pruners.base import Pruner
 from zooprune.pruners.inside import InsidePruner
 from zooprune.pruners.registry import get_pruner, list_pruners, pruner_class, register
@@ -15,7 +16,7 @@ for _module in pkgutil.iter_modules(__path__):
     _name = f"{__name__}.{_module.name}"
     for _member in list(vars(import_module(_name)).values()):
         _own = inspect.isclass(_member) and issubclass(_member, Pruner) and _member.__module__ == _name
-        if _own and _member not in (Pruner, InsidePruner):
+        if _own and _member not in (Pruner, InsidePruner, AddOn):
             register(_member)
 
 from zooprune.pruners.none import KeepAll  # noqa: E402

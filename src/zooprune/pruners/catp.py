@@ -1,9 +1,10 @@
-"""CATP: tokens that stand for the image and agree with the text."""
+"""CATP: tokens that stand for the image and agree with the text, and those that an example's question turns to."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,12 @@ from torch import Tensor
 
 from zooprune.precision import exact_float32
 from zooprune.pruners.base import Pruner
+from zooprune.pruners.inside import InsidePruner, check_layers, check_share
 from zooprune.selection.facility import facility_location
-from zooprune.tokens import VisualTokens
+from zooprune.tokens import Budget, VisualTokens
+
+if TYPE_CHECKING:
+    from zooprune.decoder.layer import Layer
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class CATP(Pruner):
     what it adds to the coverage of all tokens, plus a weight times its similarity to the mean embedding of the text.
     Similarities are cosines brought to [0, 1]. The paper prunes the images of in-context examples, and pairs each image
     with the text of its own example. Here the text is the whole prompt, as the language model's own table embeds it.
-    Stage 2 prunes inside the language model and is not part of this method.
+    Stage 2 prunes inside the language model; it is `catp_inside`.
 
     Source: "CATP: Contextually Adaptive Token Pruning for Efficient and Enhanced Multimodal In-Context Learning",
     arXiv 2508.07871, AAAI 2026, stage 1. There is no released code. The paper removes half of the budget in each stage;
@@ -47,10 +52,7 @@ class CATP(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.alignment, bool) or not isinstance(self.alignment, (int, float)):
-            raise TypeError(f"alignment must be a number, not {type(self.alignment).__name__}")
-        if not 0 <= self.alignment < float("inf"):
-            raise ValueError(f"alignment={self.alignment} must be finite and not negative; the paper uses 0.7")
+        _check_weight(self.alignment, 0.7)
 
     @exact_float32()
     def score(self, tokens: VisualTokens) -> Tensor:
@@ -64,3 +66,83 @@ class CATP(Pruner):
     def choose(self, scores: Tensor, tokens: VisualTokens, keep: int) -> Tensor:
         """Pick greedily by coverage and similarity to the text."""
         return facility_location(tokens.embeddings, keep, bonus=self.alignment * scores)
+
+
+@dataclass(frozen=True)
+class CATPInside(InsidePruner):
+    """Keep the visual tokens of examples that the question turns to, and those of its own image that suit them.
+
+    This is stage 2 of the paper, for prompts that show examples before they ask; `catp` is stage 1. Tokens of all
+    images but the last are worth by how much the attention of the prompt's last token to them grows from the layer
+    before to the layer at hand, and by their cosine to the mean of the last image and the text behind it. One layer
+    later, tokens of the last image are worth their cosine to the mean of everything in front of it, pruned as it is
+    then. An only image is ranked like an example, by its cosine to the text behind it.
+
+    Source: "CATP: Contextually Adaptive Token Pruning for Efficient and Enhanced Multimodal In-Context Learning",
+    arXiv 2508.07871, AAAI 2026, stage 2. There is no released code. The paper ranks the tokens of all examples
+    together; here each image has its own budget. Where the budget does not let the last image wait a layer longer, it
+    is pruned with the others. Positions are not spoken of, and tokens keep theirs here.
+
+    Parameters
+    ----------
+    keep : int, float or None
+        Visual tokens per image that a layer reads on average, or a share of the image's tokens; None leaves `ratio`.
+    layer : int or float
+        In front of which layer, counted from 0, or at which share of the depth: layer 6 of 32 in the paper.
+    ratio : float
+        The share of the visual tokens that stays, where `keep` is None: stage 1 leaves 11/18 and both stages 2/9 where
+        the paper removes 77.8 %.
+    alignment : float
+        The weight of the cosine, lambda_2 in the paper.
+    """
+
+    name: ClassVar[str] = "catp_inside"
+    source: ClassVar[str] = "arXiv 2508.07871, stage 2"
+    scores_label: ClassVar[str] = "attention gained and similarity"
+
+    layer: int | float = 6 / 32
+    ratio: float = 4 / 11
+    alignment: float = 0.6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layers([self.layer])
+        check_share("ratio", self.ratio)
+        _check_weight(self.alignment, 0.6)
+
+    def places(self) -> tuple[int | float, ...]:
+        """Return the one layer."""
+        return (self.layer,)
+
+    def shares(self, share: float | None, stages: int) -> tuple[float, ...]:
+        """Return what is left from the layer on."""
+        return (self.ratio if share is None else share,)
+
+    def schedule(self, visual: int, total: int, depth: int, *, last: bool = True) -> tuple[tuple[int, int | None], ...]:
+        """Prune the last image one layer later than the others."""
+        found = super().schedule(visual, total, depth)
+        later = found[0][0] + 1 if found else depth
+        met = self.keep is None or visual * later <= self.uncut_share * Budget(self.keep).count(total) * depth
+        if not last or later >= depth or not met:
+            return found
+        return super(CATPInside, dataclasses.replace(self, layer=later)).schedule(visual, total, depth)
+
+    @exact_float32()
+    def score_at(self, layer: Layer) -> Tensor:
+        """Return the gain of attention and the cosine for examples, and the cosine to them for the last image."""
+        hidden, first = layer.here.hidden.float(), int(layer.visual[0])
+        own = hidden[layer.visual]
+        is_last = torch.equal(layer.images[-1], layer.visual)
+        if is_last and len(layer.images) > 1:
+            return F.cosine_similarity(own, hidden[:first].mean(0), dim=-1)
+        asking = layer.question if is_last else torch.cat([layer.images[-1], layer.question])
+        gained = layer.here.heads.attention(layer.last) - layer.before.heads.attention(layer.last)
+        alike = F.cosine_similarity(own, hidden[asking].mean(0), dim=-1)
+        return gained[layer.visual].clamp_min(0) + self.alignment * alike
+
+
+def _check_weight(alignment: float, published: float) -> None:
+    if isinstance(alignment, bool) or not isinstance(alignment, (int, float)):
+        raise TypeError(f"alignment must be a number, not {type(alignment).__name__}")
+    if not 0 <= alignment < float("inf"):
+        raise ValueError(f"alignment={alignment} must be finite and not negative; the paper uses {published}")

@@ -63,9 +63,7 @@ class Feather(InsidePruner):
         ratio = self.ratio if share is None else share
         return tuple(ratio ** (2 * stage + 1) for stage in range(stages))
 
-    def schedule(
-        self, visual: int, total: int, depth: int, *, last: bool = True
-    ) -> tuple[tuple[int, int | None], ...]:
+    def schedule(self, visual: int, total: int, depth: int, *, last: bool = True) -> tuple[tuple[int, int | None], ...]:
         """Leave the counts to `choose_at` where there is no budget."""
         found = super().schedule(visual, total, depth)
         return tuple((layer, None) for layer, _ in found) if self.keep is None else found

@@ -46,7 +46,7 @@ class InsidePruner(Pruner):
     """Base of the methods that prune inside the language model.
 
     A method writes `places`, `shares` and `score_at`, and `choose_at` as well when the kept tokens are not simply the
-    highest scoring ones. What it has to know of layers on the way, it says with `watched` and `measure`.
+    highest scoring ones. If it has to know what layers do on the way, it writes `watches` and `measure`.
 
     Parameters
     ----------
@@ -60,7 +60,8 @@ class InsidePruner(Pruner):
     scores_label: ClassVar[str] = "attention"
     #: How much of a budget the layers in front of the first stage may read before they become fewer.
     uncut_share: ClassVar[float] = 0.75
-    #: What the paper does with the positions of the tokens that stay.
+    #: What the paper does with the positions of the tokens that stay. Where it depends on options, a method defines
+    #: `numbers` instead.
     numbering: ClassVar[PositionPolicy] = "original"
 
     # Elsewhere a budget is always given; here the paper's schedule is the default.
@@ -80,14 +81,13 @@ class InsidePruner(Pruner):
         Parameters
         ----------
         share : float or None
-            What the first stage leaves; None for what the paper says.
+            From 0 for nothing to 1 for all; most methods take it for what the first stage leaves. None for what the
+            paper says.
         stages : int
         """
         raise NotImplementedError(f"{type(self).__name__} does not define shares()")
 
-    def schedule(
-        self, visual: int, total: int, depth: int, *, last: bool = True
-    ) -> tuple[tuple[int, int | None], ...]:
+    def schedule(self, visual: int, total: int, depth: int, *, last: bool = True) -> tuple[tuple[int, int | None], ...]:
         """Return in front of which layers how many visual tokens of an image stay; None where its own rule decides.
 
         With a budget, the shares are found with which it is met. Layers given as shares of the depth come earlier where
@@ -142,9 +142,13 @@ class InsidePruner(Pruner):
         left = self.shares(high, len(layers))
         return tuple((layer, math.floor(visual * share + 0.5)) for layer, share in zip(layers, left, strict=True))
 
-    def watched(self, depth: int) -> Sequence[int]:
-        """Return the numbers of the layers that it measures."""
-        return ()
+    def numbers(self) -> PositionPolicy:
+        """Return what the paper does with the positions of the tokens that stay."""
+        return self.numbering
+
+    def watches(self) -> bool:
+        """Return whether it measures the layers from the one in front of its first stage to its last stage."""
+        return False
 
     def measure(self, attention: Passage, feed_forward: Passage) -> Tensor:
         """Return a number for each row of one prompt, given what the two modules of a layer did: float32, (L,)."""
@@ -191,6 +195,24 @@ def layer_number(layer: int | float, depth: int) -> int:
 def layer_numbers(layers: Sequence[int | float], depth: int) -> tuple[int, ...]:
     """Return the numbers of layers as `layer_number` does; those that fall together in a shallow decoder count once."""
     return tuple(dict.fromkeys(layer_number(layer, depth) for layer in layers))
+
+
+def between(schedules: Sequence[Sequence[float]], share: float, stages: int) -> tuple[float, ...]:
+    """Return what stages leave, between nothing, the schedules of a paper and all.
+
+    Parameters
+    ----------
+    schedules : sequence of sequence of float
+        What each stage leaves, for budgets from the smallest up.
+    share : float
+        Where in between, from 0 to 1; the schedules are at even distances.
+    stages : int
+        How many stages there are, in decoders that are too shallow for all.
+    """
+    nodes = [(0.0,) * stages, *schedules, (1.0,) * stages]
+    place = share * (len(nodes) - 1)
+    low = min(int(place), len(nodes) - 2)
+    return tuple(a + (b - a) * (place - low) for a, b in zip(nodes[low][:stages], nodes[low + 1][:stages], strict=True))
 
 
 def check_layers(layers: Sequence[int | float]) -> None:

@@ -53,9 +53,7 @@ class VisualTokensWithdrawal(InsidePruner):
         """Return that nothing is left."""
         return (0.0,)
 
-    def schedule(
-        self, visual: int, total: int, depth: int, *, last: bool = True
-    ) -> tuple[tuple[int, int | None], ...]:
+    def schedule(self, visual: int, total: int, depth: int, *, last: bool = True) -> tuple[tuple[int, int | None], ...]:
         """Return the layer, by the budget if there is one."""
         if self.keep is None:
             return super().schedule(visual, total, depth)
