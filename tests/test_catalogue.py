@@ -51,6 +51,13 @@ def test_families_are_those_that_give_what_is_read():
     assert silent and set(describe("zoo").families) - set(describe("tome").families) == silent
 
 
+def test_families_are_those_whose_language_models_can_be_pruned_inside():
+    closed = {family.title for family in FAMILIES if not family.thins}
+    assert closed == {"LFM2-VL", "LFM3-VL", "GLM-5 Next"}
+    for name in list_pruners("inside the language model"):
+        assert set(describe("zoo").families) - set(describe(name).families) == closed
+
+
 def test_a_method_of_which_little_is_said(monkeypatch):
     monkeypatch.setattr(registry, "_known", dict(registry._known))
 

@@ -17,6 +17,9 @@ from test_profiling import counted
 from zoo_of_models import CASES, IMAGE, TEXT, VIDEO, make_videos
 from zooprune import ZooPrune, list_pruners, prune
 from zooprune.costs import generation_flops, kv_cache_bytes
+from zooprune.families import find_family
+from zooprune.policy import Policy
+from zooprune.prefill import prefill
 from zooprune.pruners import InsidePruner, get_pruner
 from zooprune.pruners.fastv import FastV
 from zooprune.pruners.inside import Mixed
@@ -102,10 +105,6 @@ def model(case):
 
 def images_of(model, inputs):
     """Return the row and the columns of every image, in the order of the prompts."""
-    from zooprune.families import find_family
-    from zooprune.policy import Policy
-    from zooprune.prefill import prefill
-
     done = prefill(model, find_family(model), get_pruner("none"), Policy(), inputs)
     return [
         (image.row, (done.owners[image.row] == number).nonzero()[:, 0])
@@ -441,6 +440,12 @@ def test_other_layers_are_refused_before_anything_runs(name):
     with pytest.raises(ValueError, match="nothing can be pruned inside it"):
         prune(model, None, inside="fastv")
     assert "generate" not in vars(model)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_families_say_which_of_their_models_are_refused(name):
+    model = CASES[name].model()
+    assert (type(model).__name__ in find_family(model).unthinned) == (name in REFUSED)
 
 
 def test_attention_rows_are_those_of_the_model(case, model):

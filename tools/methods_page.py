@@ -37,7 +37,7 @@ question says little about a method: the table has the accuracy on all questions
 | count | "exact" meets the budget; "native" lets the image decide; where both are possible, "exact" is the default |
 | merges | whether kept tokens become mixtures of several tokens |
 | seed | whether the choice is drawn; "sampled" means only on models whose [sensitivity](models.md) is sampled |
-| families | how many of the [model families](models.md) give what the method reads and take what it is made for |
+| families | how many [model families](models.md) give what it reads, take its inputs and can be pruned there |
 {measured}
 
 """

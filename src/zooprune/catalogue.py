@@ -68,7 +68,8 @@ class Entry:
     draws : tuple of str
         The kinds of sensitivity, of `zooprune.projectors`, with which the choice depends on a seed.
     families : tuple of str
-        The model families that give what it reads and take what it is made for.
+        The model families that give what it reads, take what it is made for, and let some of their models be pruned
+        where it prunes.
     options : tuple of Option
         The budget is the first.
     """
@@ -137,6 +138,7 @@ def describe(name: str) -> Entry:
             family.title
             for family in FAMILIES
             if all(map(family.gives, signals)) and set(family.modalities) & set(method.modalities)
+            and (family.thins or method.where == "before the language model")
         ),
         options=_options(method),
     )  # fmt: skip

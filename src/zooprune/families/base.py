@@ -51,6 +51,9 @@ class Family(ABC):
     gives_tower_signals: ClassVar[bool] = True
     #: Whether a conversation can go on from the cache of its beginning: not where all of a prompt sees all of it.
     continues: ClassVar[bool] = True
+    #: Those of the architectures in whose language models tokens cannot become fewer, as not every layer holds a key
+    #: for each of them.
+    unthinned: ClassVar[tuple[str, ...]] = ()
     #: The number that the model's bare forward pass gives the first token.
     first_position: ClassVar[int] = 0
 
@@ -78,6 +81,11 @@ class Family(ABC):
     def gives(self, signal: TowerSignal | PromptSignal) -> bool:
         """Return whether a method can read a signal on these models."""
         return self.gives_tower_signals or not isinstance(signal, TowerSignal)
+
+    @property
+    def thins(self) -> bool:
+        """Whether methods can prune inside the language models of the family, or of some of them."""
+        return set(self.architectures) > set(self.unthinned)
 
     def count_on(self, model: Any, prompt: Prompt) -> None:  # noqa: B027 - most models need not be told
         """Tell a model that counts positions itself where to go on after a bare forward pass over a cut prompt."""

@@ -15,6 +15,7 @@ class Glm5Next(Gridded):
 
     architectures = ("Glm5NextForConditionalGeneration",)
     title = "GLM-5 Next"
+    unthinned = architectures
     sensitivity = "sampled"
 
     def merger(self, model: Any) -> nn.Module:

@@ -25,6 +25,7 @@ class Lfm2VL(Family):
 
     architectures = ("Lfm2VlForConditionalGeneration",)
     title = "LFM2-VL"
+    unthinned = architectures
     traits = ("tiles", "any size")
     image_arguments = ("pixel_values", "spatial_shapes", "pixel_attention_mask")
 
@@ -68,6 +69,7 @@ class Lfm3VL(Gridded):
 
     architectures = ("Lfm3VlForConditionalGeneration",)
     title = "LFM3-VL"
+    unthinned = architectures
     tower = "vision_tower"
 
     def merger(self, model: Any) -> nn.Module:

@@ -24,6 +24,7 @@ class Mistral3(Family):
 
     architectures = ("Mistral3ForConditionalGeneration", "MistralLarge4ForConditionalGeneration")
     title = "Mistral Small 3.1 and later, Mistral Large 4"
+    unthinned = ("MistralLarge4ForConditionalGeneration",)
     traits = ("any size",)
     image_arguments = ("pixel_values", "image_sizes", "vision_feature_layer")
 

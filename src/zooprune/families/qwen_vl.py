@@ -58,6 +58,7 @@ class Qwen3VL(Qwen2VL):
         "Qwen3_5MoeForConditionalGeneration",
     )  # fmt: skip
     title = "Qwen3-VL, Qwen3.5, and their MoE"
+    unthinned = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
     traits = ("any size", "M-RoPE", "deepstack")
 
     def tail(self, projector: Any) -> nn.Module:
