@@ -122,7 +122,7 @@ $(VLLM)/installed: pyproject.toml tests/torchvision_on_cpu.py $(wildcard recipes
 	@site=$$($(VLLM)/bin/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])"); \
 	  cp tests/torchvision_on_cpu.py recipes/vllm-cpu/before_torchvision.py "$$site" && \
 	  echo "import before_torchvision" > "$$site/before_torchvision.pth"
-	@$(VLLM_PIP) -e '.[report]' pytest openai
+	@$(VLLM_PIP) -e '.[report]' pytest openai peft
 	@touch $@
 
 test-vllm: $(VLLM)/installed

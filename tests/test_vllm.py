@@ -11,8 +11,22 @@ import pytest
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 if pytest.importorskip("vllm", reason="needs vLLM: make test-vllm"):
+    import torch
+
     import vllm_models
-    from vllm_models import MODELS, Request, alike, by_transformers, by_vllm, engine, requests, save
+    from vllm_models import (
+        MODELS,
+        Request,
+        alike,
+        by_transformers,
+        by_vllm,
+        engine,
+        kept_by_transformers,
+        requests,
+        save,
+        save_adapter,
+    )
+    from zooprune.integrations.vllm.kept import METHOD, reports
 
 ZOO = {"method": "zoo", "keep": 9}
 #: Images so large that chunks of a prompt end inside them.
@@ -57,6 +71,33 @@ def test_replies_are_those_of_transformers(folders, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_what_was_kept_can_be_asked_for(folders, name):
+    """Under the label of a request, and for no other; two images at once, and the same one twice."""
+    folder, asked, options = folders(name), requests(MODELS[name][1])[:5], _like_the_engine(name)
+    twice = Request(asked[4].text, asked[0].images * 2)
+    with engine(folder, ZOO) as llm:
+        by_vllm(llm, asked)
+        assert llm.collective_rpc(METHOD, args=("first",)) == [[]]
+        for request, label, zooprune in (
+            (asked[0], "first", {}),
+            (asked[1], "second", {"keep": 4}),
+            (asked[4], "two", {}),
+            (asked[2], "all", {"keep": 9}),
+            (twice, "twice", {}),
+        ):
+            replies = by_vllm(llm, [request], zooprune=zooprune | {"label": label})
+            pruned = options | {"keep": 9} | zooprune
+            alike(replies, by_transformers(folder, [request], "zoo", **pruned))
+            (images,) = llm.collective_rpc(METHOD, args=(label,))
+            expected = kept_by_transformers(folder, request, "zoo", **pruned)
+            assert [image["image"] for image in images] == ([0] if label == "twice" else list(range(len(expected))))
+            for report, other in zip(reports(images), expected, strict=label != "twice"):
+                assert torch.equal(report.selection.index, other.selection.index)
+                assert torch.equal(report.positions, other.positions)
+                assert (report.kept, report.total) == (other.kept, other.total)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_chunks_end_inside_images_and_hits_begin_there(folders, name):
     """Means of what is dropped; a share as the budget; a second question on the same image after a prefix of it."""
     folder, marker = folders(name), MODELS[name][1]
@@ -84,6 +125,22 @@ def test_methods_that_read_the_question_get_it_from_the_request(folders):
         with pytest.raises(ValueError, match="reads the question"):
             by_vllm(llm, asked[:1])
         alike(by_vllm(llm, [Request("w11 w12 w13 w14")]), by_transformers(folder, [Request("w11 w12 w13 w14")]))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_an_adapter_reads_the_same_images(folders, name, tmp_path):
+    """Requests through a LoRA adapter, without it, and through it again, from the same encoded images.
+
+    Not in one batch: on a CPU vLLM 0.32 then sends all of them through the adapter, unpruned as well.
+    """
+    folder, asked, options = folders(name), requests(MODELS[name][1]), _like_the_engine(name)
+    adapter = save_adapter(folder, tmp_path / "adapter")
+    plain = by_transformers(folder, asked, "zoo", keep=9, **options)
+    adapted = by_transformers(folder, asked, "zoo", keep=9, adapter=adapter, **options)
+    assert all(one.tokens != other.tokens for one, other in zip(plain, adapted, strict=True))
+    with engine(folder, ZOO, enable_lora=True, max_lora_rank=8) as llm:
+        for through, expected in ((adapter, adapted), (None, plain), (adapter, adapted)):
+            alike(by_vllm(llm, asked, adapter=through), expected)
 
 
 def test_the_engine_lives_on_when_choosing_fails(folders, monkeypatch, caplog):
@@ -132,6 +189,7 @@ def test_the_variable_configures_as_well(folders, monkeypatch):
         ({"method": "zoo", "keep": 9}, {"mm_processor_kwargs": {"zooprune": {"keep": 3}}}, "is for requests"),
         ({"method": "zoo", "keep": 9}, {"limit_mm_per_prompt": {"image": 0}}, "no images"),
         ({"method": "zoo", "keep": 9}, {"enable_mm_embeds": True}, "leave out --enable-mm-embeds"),
+        ({"method": "zoo", "keep": 9}, {"enable_lora": True, "enable_tower_connector_lora": True}, "without adapters"),
         ({"method": "zoo", "keep": 9}, {"load_format": "sharded_state"}, "does not show the projector"),
         ({"method": "zoo", "keep": 9}, {"compilation_config": {"cudagraph_mm_encoder": True}}, "CUDA graphs"),
     ],

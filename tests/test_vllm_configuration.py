@@ -10,10 +10,15 @@ import pytest
 import torch
 
 from zooprune import list_pruners
+from zooprune.families.tiling import grid_positions
+from zooprune.integrations.vllm import kept
 from zooprune.integrations.vllm.checkpoint import write_for_vllm
 from zooprune.integrations.vllm.configuration import Asked, Pruning, RefusedError, reason_against, split_request
+from zooprune.integrations.vllm.kept import Memory, reports
 from zooprune.integrations.vllm.mrope import PrunedMRoPE, with_places, without_places
 from zooprune.integrations.vllm.projector import ProjectorCopy
+from zooprune.tokens import VisualTokens
+from zooprune.visuals import Visual
 
 
 def test_a_configuration_is_read_from_json_and_back():
@@ -88,6 +93,47 @@ def test_a_question_comes_along_where_it_is_read():
         reading.check(Asked(3))
     with pytest.raises(ValueError, match="zoo reads no question"):
         blind.check(Asked(question="Why?"))
+
+
+def test_a_label_can_be_part_of_an_address():
+    assert split_request({"zooprune": {"label": "a-Z_0.9"}}) == (Asked(label="a-Z_0.9"), {})
+    for wrong in (3, "", "a/b", "a b", "ä", "x" * 65):
+        with pytest.raises(ValueError, match="label must be 1 to 64 letters"):
+            split_request({"zooprune": {"label": wrong}})
+
+
+def _places(rows: int, columns: int) -> torch.Tensor:
+    return grid_positions(rows, columns, device="cpu")
+
+
+def _image(rows: int, columns: int, newlines: bool) -> Visual:
+    count = rows * columns
+    tokens = VisualTokens(torch.zeros(count, 2), torch.zeros(count, 2), lambda x: x, _places(rows, columns))
+    if not newlines:
+        return Visual.plain(tokens)
+    places = torch.arange(rows * (columns + 1)).view(rows, -1)
+    return Visual(tokens, rows * (columns + 1), places[:, :-1].flatten(), places[:, -1].repeat_interleave(columns))
+
+
+def test_what_is_kept_comes_back_as_reports():
+    """Separators are counted apart; images come in the order of the request, whatever was encoded first."""
+    memory = Memory()
+    memory.remember("one", 1, _image(2, 3, newlines=True), torch.tensor([0, 3, 5, 7]))
+    memory.remember("one", 0, _image(2, 2, newlines=False), torch.tensor([1, 2]))
+    first, second = reports(json.loads(json.dumps(memory.images("one"))))
+    assert first.selection.index.tolist() == [1, 2] and (first.kept, first.total) == (2, 4)
+    # Slots 3 and 7 are newlines.
+    assert second.selection.index.tolist() == [0, 4] and (second.kept, second.total) == (4, 8)
+    assert second.separators == (2, 2) and torch.equal(second.positions, _places(2, 3))
+    assert memory.images("two") == []
+
+
+def test_the_oldest_label_is_forgotten(monkeypatch):
+    monkeypatch.setattr(kept, "REMEMBERED", 2)
+    memory, image = Memory(), _image(1, 2, newlines=False)
+    for label in ("one", "two", "one", "three"):
+        memory.remember(label, 0, image, torch.tensor([1]))
+    assert [bool(memory.images(label)) for label in ("one", "two", "three")] == [True, False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

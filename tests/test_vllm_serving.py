@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from zooprune import prune
 from zooprune.bundled import BUNDLED_FOLDER
 from zooprune.bundled.benchmark import load_benchmark, scene_image
 from zooprune.integrations.vllm.checkpoint import write_for_vllm
+from zooprune.integrations.vllm.kept import reports
+from zooprune.picture import draw_views
 
 pytestmark = pytest.mark.vllm
 
@@ -67,8 +70,9 @@ def server(folder, tmp_path_factory):
     configuration = json.dumps({"zooprune": {"method": "zoo", "keep": KEEP}})
     with path.open("w") as log:
         process, url = _start(
-            folder, log, "--additional-config", configuration, "--max-num-seqs", "8", "--trust-request-mm-kwargs"
-        )
+            folder, log, "--additional-config", configuration, "--max-num-seqs", "8", "--trust-request-mm-kwargs",
+            VLLM_PLUGINS="zooprune",
+        )  # fmt: skip
         try:
             # Half a minute; much more on a busy machine.
             for _ in range(1200):
@@ -133,7 +137,34 @@ def test_answers_are_those_of_transformers(server, bundled):
         assert 0 < reply.usage.prompt_tokens - keep * len(item.scenes) < 20
 
 
-@pytest.mark.parametrize("asked", [{"keep": KEEP + 1}, {"keep": 0}, {"keep": "x"}, {"method": "random"}, 3])
+def test_a_client_draws_what_was_kept(server, bundled, tmp_path):
+    """As docs/serving.md has it; the server tells of the labels of requests, and of no others."""
+    import openai
+
+    model, processor = bundled
+    image, label = scene_image(0), str(uuid.uuid4())
+    client = openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0)
+    content = [{"type": "image_url", "image_url": {"url": _url(image)}}, {"type": "text", "text": "Is there a dog?"}]
+    client.chat.completions.create(
+        model=client.models.list().data[0].id, messages=[{"role": "user", "content": content}], max_tokens=4,
+        extra_body={"mm_processor_kwargs": {"zooprune": {"label": label}}},
+    )  # fmt: skip
+    answer = client.get(f"/zooprune/kept/{label}", cast_to=object)
+    (report,) = reports(answer["images"])
+    with torch.no_grad(), prune(model, "zoo", keep=KEEP) as session:
+        inputs = processor(text="USER: <image>\nIs there a dog? ASSISTANT:", images=image, return_tensors="pt")
+        model.generate(**inputs, max_new_tokens=1)
+    (expected,) = session.reports[-1].images
+    assert torch.equal(report.selection.index, expected.selection.index) and report.total == 576
+    drawn, like = (draw_views(image, [each])["kept"] for each in (report, expected))
+    assert drawn.tobytes() == like.tobytes() != image.resize(drawn.size).tobytes()
+    with pytest.raises(openai.NotFoundError, match="no images are remembered under 'other'"):
+        client.get("/zooprune/kept/other", cast_to=object)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"keep": KEEP + 1}, {"keep": 0}, {"keep": "x"}, {"method": "random"}, {"label": "a/b"}, 3]
+)
 def test_wrong_budgets_are_refused(server, asked):
     import openai
 
@@ -144,7 +175,7 @@ def test_wrong_budgets_are_refused(server, asked):
             model=client.models.list().data[0].id, messages=[{"role": "user", "content": content}], max_tokens=4,
             extra_body={"mm_processor_kwargs": {"zooprune": asked}},
         )  # fmt: skip
-    assert caught.value.status_code == 400 and "keep" in str(caught.value)
+    assert caught.value.status_code == 400 and re.search("keep|label", str(caught.value))
 
 
 def test_a_load_is_borne(server, tmp_path):

@@ -29,6 +29,7 @@ import real_processors
 import zoo_of_models
 from zooprune import prune
 from zooprune.integrations.vllm.checkpoint import write_for_vllm
+from zooprune.reports import ImageReport
 
 #: vLLM's attention on a CPU takes heads of 32 and wider.
 TEXT = zoo_of_models.TEXT | {
@@ -151,9 +152,28 @@ class Reply:
     prompt: int
 
 
-def by_transformers(folder: Path, asked: Sequence[Request], method: str | None = None, **options: Any) -> list[Reply]:
-    """Answer with transformers, pruned by zooprune where a method is given."""
+def save_adapter(folder: Path, out: Path) -> Path:
+    """Write a random LoRA adapter of a model's language model, large enough to change replies."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    layers = r".*language_model.*\.(q_proj|v_proj|down_proj)"
+    lora = LoraConfig(r=8, lora_alpha=64, target_modules=layers, init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained(out)
+    return out
+
+
+def by_transformers(
+    folder: Path, asked: Sequence[Request], method: str | None = None, *, adapter: Path | None = None, **options: Any
+) -> list[Reply]:
+    """Answer with transformers, pruned by zooprune where a method is given, and through an adapter where one is."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    if adapter is not None:
+        from peft import PeftModel
+
+        # Its layers take the place of the model's own.
+        PeftModel.from_pretrained(model, adapter)
     processor = AutoProcessor.from_pretrained(folder)
     replies = []
     for request in asked:
@@ -179,6 +199,16 @@ def by_transformers(folder: Path, asked: Sequence[Request], method: str | None =
     return replies
 
 
+def kept_by_transformers(folder: Path, request: Request, method: str, **options: Any) -> list[ImageReport]:
+    """Return what zooprune keeps of a request's images with transformers."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    inputs = processor(text=[request.text], images=list(request.images), return_tensors="pt", add_special_tokens=False)
+    with torch.no_grad(), prune(model, method, **options) as session:
+        model.generate(**inputs, max_new_tokens=1)
+    return list(session.reports[-1].images)
+
+
 @contextmanager
 def engine(folder: Path, pruning: dict[str, Any] | None = None, **options: Any) -> Iterator[Any]:
     """Run vLLM's engine in this process."""
@@ -199,9 +229,10 @@ def engine(folder: Path, pruning: dict[str, Any] | None = None, **options: Any) 
         cleanup_dist_env_and_memory()
 
 
-def by_vllm(llm: Any, asked: Sequence[Request], **arguments: Any) -> list[Reply]:
+def by_vllm(llm: Any, asked: Sequence[Request], *, adapter: Path | None = None, **arguments: Any) -> list[Reply]:
     """Answer with vLLM, all requests at once; `arguments` are the requests' mm_processor_kwargs."""
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
 
     tokenizer = llm.get_tokenizer()
     prompts = []
@@ -213,7 +244,8 @@ def by_vllm(llm: Any, asked: Sequence[Request], **arguments: Any) -> list[Reply]
         prompts.append(prompt)
     greedy = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=1, ignore_eos=True)
     replies = []
-    for output in llm.generate(prompts, greedy, use_tqdm=False):
+    lora = None if adapter is None else LoRARequest(adapter.name, 1, str(adapter))
+    for output in llm.generate(prompts, greedy, lora_request=lora, use_tqdm=False):
         completion = output.outputs[0]
         chosen = [
             values[token].logprob for token, values in zip(completion.token_ids, completion.logprobs, strict=True)

@@ -15,6 +15,7 @@ from zooprune.averaging import averages
 from zooprune.budgeting import spend
 from zooprune.families.tiling import grid_positions
 from zooprune.integrations.vllm.configuration import KEY, Pruning, RefusedError
+from zooprune.integrations.vllm.kept import Memory
 from zooprune.integrations.vllm.processing import Ask
 from zooprune.integrations.vllm.projector import ProjectorCopy
 from zooprune.precision import all_finite
@@ -54,6 +55,7 @@ class Chooser:
 
     def __init__(self, pruning: Pruning, copy: ProjectorCopy, embed: Callable[[Tensor], Tensor]) -> None:
         self.pruning, self.copy, self._embed = pruning, copy, embed
+        self.memory = Memory()
 
     @classmethod
     def of(cls, vllm_config: Any, model: Any, copy: ProjectorCopy) -> Chooser:
@@ -102,6 +104,13 @@ class Chooser:
             embeddings.
         ask : Ask
         """
+        chosen = self._chosen(visual, rows, ask)
+        if ask.label is not None:
+            number, *label = ask.label.tolist()
+            self.memory.remember(bytes(label).decode(), number, visual, chosen.slots)
+        return chosen
+
+    def _chosen(self, visual: Visual, rows: Tensor, ask: Ask) -> Chosen:
         keep = ask.keep
         if keep >= len(rows):
             return Chosen(torch.arange(len(rows)), rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ VARIABLE = "ZOOPRUNE_VLLM"
 #: The signal that a request has to bring along, since vLLM's encoder never sees the prompt.
 QUESTION = "question"
 _EXAMPLE = '{"method": "zoo", "keep": 64}'
+#: A label is part of an address.
+_LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RefusedError(RuntimeError):
@@ -166,10 +169,13 @@ class Asked:
         A smaller budget than the server's.
     question : str, optional
         What methods that look at the question are to read.
+    label : str, optional
+        Under which to remember what is kept of its images.
     """
 
     keep: int | float | None = None
     question: str | None = None
+    label: str | None = None
 
 
 def split_request(arguments: Mapping[str, Any]) -> tuple[Asked, dict[str, Any]]:
@@ -189,13 +195,18 @@ def split_request(arguments: Mapping[str, Any]) -> tuple[Asked, dict[str, Any]]:
     given = rest.pop(KEY, None)
     if given is None:
         return Asked(), rest
-    if not isinstance(given, Mapping) or not set(given) or not set(given) <= {"keep", "question"}:
-        raise ValueError('mm_processor_kwargs: zooprune takes {"keep": ..., "question": ...} and nothing else')
-    keep, question = given.get("keep"), given.get("question")
+    known = [each.name for each in dataclasses.fields(Asked)]
+    if not isinstance(given, Mapping) or not set(given) or not set(given) <= set(known):
+        raise ValueError(f"mm_processor_kwargs: zooprune takes an object with {', '.join(known)}, and nothing else")
+    keep, question, label = (given.get(name) for name in known)
     if question is not None and (not isinstance(question, str) or not question.strip()):
         raise ValueError("mm_processor_kwargs: zooprune: question must be a text")
+    if label is not None and not (isinstance(label, str) and _LABEL.fullmatch(label)):
+        raise ValueError(
+            "mm_processor_kwargs: zooprune: label must be 1 to 64 letters, digits, dots, dashes or underscores"
+        )
     try:
-        return Asked(None if keep is None else Budget(keep).keep, question), rest
+        return Asked(None if keep is None else Budget(keep).keep, question, label), rest
     except TypeError as error:
         raise ValueError(f"mm_processor_kwargs: zooprune: {error}") from None
 

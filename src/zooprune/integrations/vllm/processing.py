@@ -15,9 +15,9 @@ from vllm.multimodal.processing import PromptReplacement
 
 from zooprune.integrations.vllm.configuration import KEY, Pruning, split_request
 
-#: What rides along with every image: how many rows its placeholders have room for, and the ids of the question if a
-#: method reads it.
-ROWS, QUESTION = "zooprune_rows", "zooprune_question"
+#: What rides along with every image: how many rows its placeholders have room for, the ids of the question if a method
+#: reads it, and the number of the image and the label's bytes if the request brings one.
+ROWS, QUESTION, LABEL = "zooprune_rows", "zooprune_question", "zooprune_label"
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,26 @@ class Ask:
     keep : int
         How many placeholders it has.
     question : Tensor of int64, optional
+    label : Tensor of int64, optional
+        The number of the image in its request, and the bytes of the request's label.
     """
 
     keep: int
     question: Tensor | None = None
+    label: Tensor | None = None
 
 
 def taken_asks(kwargs: dict[str, Any]) -> list[Ask]:
     """Take what is ours out of the arguments of vLLM's encoder, one for each image."""
-    keeps, questions = kwargs.pop(ROWS, ()), kwargs.pop(QUESTION, None)
-    if questions is None:
-        return [Ask(int(keep)) for keep in keeps]
-    return [Ask(int(keep), question) for keep, question in zip(keeps, questions, strict=True)]
+    keeps = [int(keep) for keep in kwargs.pop(ROWS, ())]
+    questions, labels = (_taken(kwargs, name, len(keeps)) for name in (QUESTION, LABEL))
+    return [Ask(*each) for each in zip(keeps, questions, labels, strict=True)]
+
+
+def _taken(kwargs: dict[str, Any], name: str, count: int) -> Sequence[Tensor | None]:
+    """Take a field out, which either all images of a batch have or none: vLLM makes batches of equal fields."""
+    values: Sequence[Tensor] | None = kwargs.pop(name, None)
+    return [None] * count if values is None else values
 
 
 class PrunedInfo:
@@ -89,6 +97,8 @@ class PrunedProcessor:
             if asked.question is not None:
                 ids = self.info.get_tokenizer()(asked.question, add_special_tokens=False)["input_ids"]
                 processed[QUESTION] = [torch.tensor(ids, dtype=torch.int64)] * len(totals)
+            if asked.label is not None:
+                processed[LABEL] = [torch.tensor([number, *asked.label.encode()]) for number in range(len(totals))]
         return processed
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +106,7 @@ class PrunedProcessor:
         fields = super()._get_mm_fields_config(hf_inputs, rest)  # type: ignore[misc]
         return {
             **fields,
-            **{name: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for name in (ROWS, QUESTION)},
+            **{name: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for name in (ROWS, QUESTION, LABEL)},
         }
 
     def _get_prompt_updates(

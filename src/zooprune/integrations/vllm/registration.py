@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from zooprune.integrations.vllm.configuration import KEY, VARIABLE, Pruning, RefusedError
+from zooprune.integrations.vllm.kept import METHOD
 
 _PACKAGE = "zooprune.integrations.vllm"
 #: Stands before the name of an architecture whose images are pruned.
@@ -35,10 +36,12 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.config import VllmConfig
     from vllm.platforms import current_platform
+    from vllm.v1.worker.worker_base import WorkerBase
 
     for name, where in MODELS.items():
         ModelRegistry.register_model(_PREFIX + name, where)
     VllmConfig.try_verify_and_update_config = _then_configure(VllmConfig.try_verify_and_update_config)
+    setattr(WorkerBase, METHOD, _kept)
     if current_platform.is_cpu():
         _let_the_cpu_recompute_positions()
 
@@ -125,6 +128,12 @@ def _reason_against(vllm_config: Any) -> str | None:
     if architecture in _MROPE and vllm_config.speculative_config is not None:
         return "speculative decoding would read positions of tokens before they are known; leave it out"
     return None
+
+
+def _kept(worker: Any, label: str) -> list[dict[str, Any]]:
+    """Return what is remembered of the images of a request; a method that workers get."""
+    images: list[dict[str, Any]] = worker.get_model().chooser.memory.images(label)
+    return images
 
 
 def _let_the_cpu_recompute_positions() -> None:
