@@ -16,6 +16,7 @@ if pytest.importorskip("vllm", reason="needs vLLM: make test-vllm"):
     import vllm_models
     from vllm_models import (
         MODELS,
+        VIDEO,
         Request,
         alike,
         by_transformers,
@@ -25,6 +26,7 @@ if pytest.importorskip("vllm", reason="needs vLLM: make test-vllm"):
         requests,
         save,
         save_adapter,
+        video,
     )
     from zooprune.integrations.vllm.kept import METHOD, reports
 
@@ -143,6 +145,33 @@ def test_an_adapter_reads_the_same_images(folders, name, tmp_path):
             alike(by_vllm(llm, asked, adapter=through), expected)
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_videos_are_served_whole_beside_pruned_images(folders, name):
+    """Videos alone, and beside images of which all is kept, give the replies of vLLM itself.
+
+    What vLLM makes of videos is not all what transformers makes of them, so the two are not compared. Beside a pruned
+    image, whole prompts, repeated ones and prompts in chunks are the same.
+    """
+    folder, marker = folders(name), MODELS[name][1]
+    tall, limits = requests(marker)[0].images, {"limit_mm_per_prompt": {"image": 2, "video": 1}}
+    alone = [Request(f"w7 {VIDEO} w8", (), (video(*size),)) for size in ((16, 16, 1), (40, 24, 9))]
+    mixed = [
+        Request(f"w7 {VIDEO} w8 {marker} w9 w3", tall, alone[1].videos),
+        Request(f"w7 {marker} w8 {VIDEO} w9 w3", tall, (video(24, 40, 5),)),
+    ]
+    with engine(folder, **limits) as llm:
+        whole = by_vllm(llm, alone + mixed)
+    with engine(folder, {"method": "zoo", "keep": 1.0}, **limits) as llm:
+        alike(by_vllm(llm, alone + mixed), whole)
+        pruned = by_vllm(llm, alone + mixed, zooprune={"keep": 9})
+        alike(pruned[:2], whole[:2])
+        # The image has 16 tokens more.
+        assert [one.prompt for one in pruned[2:]] == [one.prompt - 7 for one in whole[2:]]
+        alike(by_vllm(llm, alone + mixed, zooprune={"keep": 9}), pruned)
+    with engine(folder, ZOO, **limits, **CHUNKED) as llm:
+        alike(by_vllm(llm, alone + mixed), pruned)
+
+
 def test_the_engine_lives_on_when_choosing_fails(folders, monkeypatch, caplog):
     from zooprune.integrations.vllm import choosing
 
@@ -190,6 +219,8 @@ def test_the_variable_configures_as_well(folders, monkeypatch):
         ({"method": "zoo", "keep": 9}, {"limit_mm_per_prompt": {"image": 0}}, "no images"),
         ({"method": "zoo", "keep": 9}, {"enable_mm_embeds": True}, "leave out --enable-mm-embeds"),
         ({"method": "zoo", "keep": 9}, {"enable_lora": True, "enable_tower_connector_lora": True}, "without adapters"),
+        ({"method": "zoo", "keep": 9}, {"video_pruning_rate": 0.5}, "leave out --video-pruning-rate"),
+        ({"method": "evs", "keep": 9}, {}, "made for videos, which are served whole"),
         ({"method": "zoo", "keep": 9}, {"load_format": "sharded_state"}, "does not show the projector"),
         ({"method": "zoo", "keep": 9}, {"compilation_config": {"cudagraph_mm_encoder": True}}, "CUDA graphs"),
     ],

@@ -178,6 +178,17 @@ def test_wrong_budgets_are_refused(server, asked):
     assert caught.value.status_code == 400 and re.search("keep|label", str(caught.value))
 
 
+def test_a_video_for_a_model_of_images_is_refused(server):
+    import openai
+
+    client = openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0)
+    content = [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}, {"type": "text", "text": "?"}]
+    with pytest.raises(openai.BadRequestError, match="video"):
+        client.chat.completions.create(
+            model=client.models.list().data[0].id, messages=[{"role": "user", "content": content}], max_tokens=4
+        )
+
+
 def test_a_load_is_borne(server, tmp_path):
     """Broken images get 4xx, all others are answered, the same question the same way; nothing is left open."""
     line = [str(BIN / "zooprune"), "bench", "serve", "--url", server[0], "--clients", "8", "--requests", "120"]

@@ -119,10 +119,21 @@ def save(name: str, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt with as many images as it has placeholders."""
+    """A prompt with as many images and videos, (frames, height, width, 3), as it has placeholders."""
 
     text: str
     images: tuple[Image.Image, ...] = ()
+    videos: tuple[np.ndarray, ...] = ()
+
+
+#: What is known of every video: four frames, all of which are to be shown.
+METADATA = {"fps": 2.0, "duration": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3], "video_backend": "none"}
+VIDEO = "<|vision_start|> <|video_pad|> <|vision_end|>"
+
+
+def video(width: int, height: int, seed: int) -> np.ndarray:
+    """Return a video with something in it."""
+    return np.stack([np.asarray(picture(width, height, seed + frame)) for frame in range(4)])
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
@@ -177,9 +188,11 @@ def by_transformers(
     processor = AutoProcessor.from_pretrained(folder)
     replies = []
     for request in asked:
-        inputs = processor(
-            text=[request.text], images=list(request.images) or None, return_tensors="pt", add_special_tokens=False
-        )
+        shown: dict[str, Any] = {"images": list(request.images) or None}
+        if request.videos:
+            shown |= {"videos": list(request.videos), "do_sample_frames": False}
+            shown |= {"video_metadata": [METADATA] * len(request.videos)}
+        inputs = processor(text=[request.text], **shown, return_tensors="pt", add_special_tokens=False)
         generate = {
             "max_new_tokens": NEW_TOKENS,
             "do_sample": False,
@@ -187,7 +200,7 @@ def by_transformers(
             "return_dict_in_generate": True,
         }
         with torch.no_grad():
-            if method is None or not request.images:
+            if method is None or not (request.images or request.videos):
                 output, read = model.generate(**inputs, **generate), inputs["input_ids"].shape[1]
             else:
                 with prune(model, method, **options) as session:
@@ -238,9 +251,11 @@ def by_vllm(llm: Any, asked: Sequence[Request], *, adapter: Path | None = None, 
     prompts = []
     for request in asked:
         prompt = {"prompt_token_ids": tokenizer(request.text, add_special_tokens=False)["input_ids"]}
-        if request.images:
-            prompt["multi_modal_data"] = {"image": list(request.images)}
-            prompt["mm_processor_kwargs"] = arguments
+        data = {"image": list(request.images)}
+        data["video"] = [(each, METADATA | {"do_sample_frames": False}) for each in request.videos]
+        data = {modality: items for modality, items in data.items() if items}
+        if data:
+            prompt |= {"multi_modal_data": data, "mm_processor_kwargs": arguments}
         prompts.append(prompt)
     greedy = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=1, ignore_eos=True)
     replies = []
