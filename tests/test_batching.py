@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -95,7 +96,7 @@ def whole(tmp_path_factory, photos, plan):
 
 def test_every_row_is_there_with_its_reply_or_its_error(whole):
     assert sorted(path.name for path in whole.iterdir() if path.name != ".lock") == [
-        "part-00000.parquet", "part-00001.parquet", "part-00002.parquet", "run.json",
+        "_run.json", "part-00000.parquet", "part-00001.parquet", "part-00002.parquet",
     ]  # fmt: skip
     rows = read(whole)
     assert [row["id"] for row in rows] == [str(number) for number in range(ROWS)]
@@ -112,8 +113,21 @@ def test_every_row_is_there_with_its_reply_or_its_error(whole):
     assert all(second > 0 for second in pq.read_table(whole / "part-00000.parquet")["seconds"].to_pylist())
 
 
+def test_the_folder_is_read_as_a_table(whole):
+    """By its name alone, whatever else is in it."""
+    assert pd.read_parquet(whole)["id"].tolist() == [str(number) for number in range(ROWS)]
+    assert pq.read_table(whole).drop(["seconds"]).to_pylist() == read(whole)
+
+
+def test_a_folder_of_an_older_version_is_refused(photos, plan, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="batch job of an older version; choose another folder with --output"):
+        run(photos, tmp_path, plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 def test_the_folder_says_what_made_it(whole, photos, plan):
-    made = json.loads((whole / "run.json").read_text())
+    made = json.loads((whole / "_run.json").read_text())
     assert made["configuration"]["input"] == str(photos) and made["configuration"]["method"] == "zoo"
     assert made["configuration"]["keep"] == 9 and made["configuration"]["policy"]["dropped"] == "discard"
     assert set(made["environment"]["versions"]) == {"zooprune", "torch", "transformers"}
@@ -282,7 +296,7 @@ def test_the_bundled_questions_from_the_command_line(command, tmp_path):  # noqa
     first, last = out.splitlines()
     assert first.startswith("this run: 3 rows in ") and last == "answers: 3 rows, 0 failed"
     assert [row["reply"] for row in read(tmp_path / "answers")] == ["yes", "cat", "no"]
-    made = json.loads((tmp_path / "answers" / "run.json").read_text())["configuration"]
+    made = json.loads((tmp_path / "answers" / "_run.json").read_text())["configuration"]
     assert made["policy"]["dropped"] == "stand in" and made["keep"] == 64
     code, out, _ = command(*line, "--json")
     told = json.loads(out)

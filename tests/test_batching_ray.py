@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ import pytest
 
 from test_batching import BROKEN, ROWS, checkpoint, photos, plan, read, run  # noqa: F401
 from test_cli import command  # noqa: F401
+from zooprune.batching import job
+from zooprune.data.examples import load_examples
 from zooprune.plan import Plan
 
 pytestmark = pytest.mark.ray
@@ -91,6 +94,32 @@ def test_a_worker_that_is_killed_loses_no_row(cluster, whole, photos, plan, tmp_
     end = run(photos, tmp_path, plan, batch=1, address=cluster.address, workers=2, progress=kill)
     assert killed and (end.done, end.failed, end.asked) == (ROWS, len(BROKEN), ROWS)
     assert read(tmp_path) == whole
+
+
+class Deadly:
+    """An image that ends the process that loads it."""
+
+    def __call__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_question_that_kills_its_workers_is_given_up(cluster, whole, photos, plan, tmp_path, monkeypatch):  # noqa: F811
+    """The questions of its batch, and those that its workers were to be asked next, get their answers."""
+
+    def load(*arguments, **options):
+        examples = load_examples(*arguments, **options)
+        examples[9] = dataclasses.replace(examples[9], images=(Deadly(),))
+        return examples
+
+    monkeypatch.setattr(job, "load_examples", load)
+    end = run(photos, tmp_path, plan, address=cluster.address, workers=2)
+    assert (end.done, end.failed, end.asked) == (ROWS, len(BROKEN) + 1, ROWS)
+    rows = read(tmp_path)
+    assert "the worker's process ended 2 times at this question" in rows[9]["error"]
+    assert rows[9]["reply"] is rows[9]["kept_tokens"] is None and rows[9]["images"] == ["9.png"]
+    assert rows[:9] + rows[10:] == whole[:9] + whole[10:]
+    again = run(photos, tmp_path, plan, address=cluster.address, workers=2)
+    assert (again.done, again.failed, again.asked) == (ROWS, len(BROKEN) + 1, 0)
 
 
 def test_the_command_line_takes_the_address(cluster, whole, photos, plan, tmp_path, command):  # noqa: F811

@@ -14,7 +14,7 @@ from zooprune.files import write_text
 
 
 class RunFolder:
-    """A folder with a ``run.json``, locked for as long as this object lives.
+    """A folder with a file that describes the run, locked for as long as this object lives.
 
     Parameters
     ----------
@@ -24,11 +24,13 @@ class RunFolder:
         What the run depends on, as JSON can hold it.
     option : str
         The option of the command line that chooses the folder; error messages name it.
+    name : str
+        Of the file.
 
     Attributes
     ----------
     description : dict
-        What ``run.json`` holds: `configuration` and `environment`.
+        What the file holds: `configuration` and `environment`.
 
     Raises
     ------
@@ -37,8 +39,10 @@ class RunFolder:
         it.
     """
 
-    def __init__(self, folder: Path, configuration: dict[str, Any], option: str = "--out") -> None:
-        self.folder, self._option = folder, option
+    def __init__(
+        self, folder: Path, configuration: dict[str, Any], option: str = "--out", name: str = "run.json"
+    ) -> None:
+        self.folder, self._option, self._name = folder, option, name
         if folder.is_file():
             raise ValueError(f"{folder} is a file; choose a folder with {option}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +58,7 @@ class RunFolder:
             undo.pop_all()
 
     def _describe(self, current: dict[str, Any]) -> dict[str, Any]:
-        path = self.folder / "run.json"
+        path = self.folder / self._name
         if not path.exists():
             write_text(path, json.dumps(current, indent=1) + "\n")
             return current

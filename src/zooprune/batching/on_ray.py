@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from zooprune.batching.worker import Batch, Row, Worker
+
+#: How many workers may die of a batch, and then of each of its questions.
+_DEATHS = 2
+_GIVEN_UP = (
+    f"the worker's process ended {_DEATHS} times at this question, so it is not asked again; the machine may have too "
+    "little memory for it"
+)
 
 
 def check_installed() -> None:
@@ -26,11 +34,34 @@ def _import_ray() -> Any:
     return ray
 
 
-class _Actor:
-    """A worker of the cluster, which takes and gives what Ray Data can hold."""
+class _Deaths:
+    """Counts how often workers died of a batch, in a process of its own that outlives them.
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._worker, self._reason = None, ""
+    A batch is known by its first number and its size.
+    """
+
+    def __init__(self) -> None:
+        self._open: Counter[tuple[int, int]] = Counter()
+
+    def begin(self, first: int, size: int) -> int:
+        """Note that a worker begins a batch, and return how many have begun it and did not come to its end."""
+        self._open[first, size] += 1
+        return self._open[first, size] - 1
+
+    def end(self, first: int, size: int) -> None:
+        """Note that a worker came to the end of a batch."""
+        self._open[first, size] -= 1
+
+
+class _Actor:
+    """A worker of the cluster, which takes and gives what Ray Data can hold.
+
+    Where a worker dies, Ray starts it anew and gives it the same batch. A batch of which enough have died is asked one
+    by one, and a question of which enough have died is given up.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], deaths: Any) -> None:
+        self._worker, self._reason, self._deaths = None, "", deaths
         try:
             self._worker = Worker(**settings)
         except (ValueError, ImportError, OSError) as error:
@@ -39,15 +70,28 @@ class _Actor:
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, list[str]]:
         (sent,) = item["batch"]
-        rows = {} if self._worker is None else self._worker.answer(pickle.loads(sent))
+        rows = {} if self._worker is None else self._answer(self._worker, pickle.loads(sent))
         told = json.dumps({number: asdict(row) for number, row in rows.items()})
         return {"rows": [told], "reason": [self._reason]}
+
+    def _answer(self, worker: Worker, batch: Batch) -> dict[int, Row]:
+        get, key = _import_ray().get, (min(batch), len(batch))
+        if get(self._deaths.begin.remote(*key)) < _DEATHS:
+            rows = worker.answer(batch)
+            get(self._deaths.end.remote(*key))
+            return rows
+        if len(batch) == 1:
+            ((number, example),) = batch.items()
+            return {number: Row(example.id, example.question, list(example.names), None, None, None, _GIVEN_UP, None)}
+        return {n: row for number in batch for n, row in self._answer(worker, {number: batch[number]}).items()}
 
 
 def answers(
     asking: Iterable[Batch], settings: Mapping[str, Any], address: str, workers: int | None
 ) -> Generator[dict[int, Row]]:
     """Yield the rows of each batch as they come, in any order.
+
+    A question that no worker survives is an error of its row.
 
     Parameters
     ----------
@@ -79,9 +123,10 @@ def answers(
         workers = workers or gpus or sum(node["Alive"] for node in ray.nodes())
         # A block for every batch, so that whoever is free takes the next.
         items = [{"batch": pickle.dumps(batch)} for batch in asking]
+        deaths = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Deaths).remote()
         found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Actor,
-            fn_constructor_args=(settings,),
+            fn_constructor_args=(settings, deaths),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
             num_cpus=1,

@@ -34,7 +34,9 @@ _SCHEMA = pa.schema(
 
 
 class Shards(RunFolder):
-    """The folder of a job: ``run.json``, and file after file of ``part-00000.parquet``.
+    """The folder of a job: ``_run.json``, and file after file of ``part-00000.parquet``.
+
+    Readers of Parquet folders ignore names that begin with an underscore or a dot, so the folder can be read as it is.
 
     File number n holds the rows from ``n * size`` on, in the order of the input. So a file that is there says that all
     of its rows are done, and no row can be written twice.
@@ -58,12 +60,16 @@ class Shards(RunFolder):
     Raises
     ------
     ValueError
-        If the folder holds a job of another configuration, other versions or another commit, a file is damaged, or
-        another job writes to it.
+        If the folder holds something else, or a job of another configuration, other versions or another commit, a
+        file is damaged, or another job writes to it.
     """
 
     def __init__(self, folder: Path, configuration: dict[str, Any], rows: int, size: int) -> None:
-        super().__init__(folder, configuration, "--output")
+        if (folder / "run.json").exists():
+            raise ValueError(
+                f"{folder} holds an evaluation, or a batch job of an older version; choose another folder with --output"
+            )
+        super().__init__(folder, configuration, "--output", "_run.json")
         for leftover in folder.glob(".part-*.tmp"):
             # A job was killed while it wrote this.
             leftover.unlink()

@@ -36,8 +36,9 @@ class Row:
         Visual tokens that the language model read, and all that there were. None if the row failed.
     error : str, optional
         Why the row failed, in one sentence.
-    seconds : float
-        The row's share of the time that its batch took, from loading the images to the replies.
+    seconds : float, optional
+        The row's share of the time that its batch took, from loading the images to the replies. None if no worker
+        survived it.
     """
 
     id: str
@@ -47,7 +48,7 @@ class Row:
     kept_tokens: int | None
     total_tokens: int | None
     error: str | None
-    seconds: float
+    seconds: float | None
 
 
 class Worker:
