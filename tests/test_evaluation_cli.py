@@ -235,7 +235,7 @@ def test_bad_input_is_one_line_and_exit_code_two(command, tmp_path, kind):  # no
 @pytest.mark.parametrize(
     "package, extra, arguments",
     [
-        ("scipy.special", "data", ["calibrate", "--data", "bundled"]),
+        ("scipy.special", "calibrate", ["calibrate", "--data", "bundled"]),
         ("optuna", "tune", ["tune", "--method", "vflowopt", "--keep", "9"]),
         ("pyarrow.parquet", "data", ["eval", "--data", "mine.parquet"]),
     ],

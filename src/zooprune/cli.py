@@ -9,8 +9,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -126,34 +127,35 @@ def ask(
     found: list[tuple[_Prompt, Comparison | str]] = []
     with _progress(quiet=as_json) as progress:
         for prompt in progress.track(prompts, description="asking"):
+            warm = any(not isinstance(earlier, str) for _, earlier in found)
             try:
-                images = prompt.load()
-                warm = any(not isinstance(result, str) for _, result in found)
                 result = ask_model(
-                    loaded, processor, images, question, used, max_new_tokens=max_new_tokens, warm=warm
-                )  # fmt: skip
+                    loaded, processor, prompt.load(), question, used, max_new_tokens=max_new_tokens, warm=warm
+                )
             except ValueError as error:
                 if len(prompts) == 1 or not is_ours(error):
                     raise
                 found.append((prompt, str(error)))
-            else:
-                found.append((prompt, result))
+                continue
+            if len(prompts) > 1:
+                # The picture is written at once, because photographs of a whole folder would fill the memory.
+                _save(prompt.save, question, result, used.method)
+                result = replace(result, seen=())
+            found.append((prompt, result))
     if all(isinstance(result, str) for _, result in found):
         raise ValueError(f"no question could be asked; the first one: {found[0][1]}")
-    # The answers are printed first, so that they are not lost if a picture cannot be made.
+    # The answers are printed first, so that they are not lost if the picture cannot be made.
+    (prompt, first), *others = found
     if as_json:
         print(json.dumps(_as_json(found, question, used, loaded, expected)))
-    elif len(found) == 1:
-        _print_comparison(found[0][1], question, used.method, expected)
-    else:
+    elif others:
         _print_folder(found, question, used.method)
-    for prompt, result in found:
-        if prompt.save is not None and not isinstance(result, str):
-            _save(prompt.save, question, result, used.method)
-            if not as_json and len(found) == 1:
-                _say(f"picture: {prompt.save}", soft_wrap=True)
-    if save is not None and len(found) > 1 and not as_json:
-        _say(f"pictures: {save}", soft_wrap=True)
+    elif not isinstance(first, str):
+        _print_comparison(first, question, used.method, expected)
+    if not others and not isinstance(first, str):
+        _save(prompt.save, question, first, used.method)
+    if save is not None and not as_json:
+        _say(f"pictures: {save}" if others else f"picture: {prompt.save}", soft_wrap=True)
 
 
 @app.command()
@@ -745,7 +747,7 @@ def _prompts(asked: list[str], save: Path | None) -> tuple[list[_Prompt], str, s
 
 
 def _prompts_of_folder(folder: Path, save: Path | None) -> list[_Prompt]:
-    from zooprune.data.images import image_files, load_image
+    from zooprune.data.images import image_files
 
     files = image_files(folder)
     if not files:
@@ -757,11 +759,15 @@ def _prompts_of_folder(folder: Path, save: Path | None) -> list[_Prompt]:
             raise ValueError(f"--save {save} is the folder of the images; give another folder for the pictures")
         _check_writable(save / "picture.png", "--save")
     return [
-        _Prompt(
-            (str(file),), lambda file=file: (load_image(file),), None if save is None else save / f"{file.name}.png"
-        )
+        _Prompt((str(file),), partial(_loaded, file), None if save is None else save / f"{file.name}.png")
         for file in files
     ]
+
+
+def _loaded(file: Path) -> tuple[Image, ...]:
+    from zooprune.data.images import load_image
+
+    return (load_image(file),)
 
 
 def _check_picture(save: Path | None, read: Sequence[str]) -> None:
@@ -983,7 +989,9 @@ def _waiting(what: str, *, quiet: bool) -> Any:
     return Console(stderr=True, quiet=quiet or not sys.stderr.isatty()).status(_text(f"{what} ..."))
 
 
-def _save(path: Path, question: str, result: Comparison, method: str) -> None:
+def _save(path: Path | None, question: str, result: Comparison, method: str) -> None:
+    if path is None:
+        return
     from zooprune.picture import draw_kept, save_picture, stack
     from zooprune.pruners import pruner_class
 

@@ -1,4 +1,4 @@
-"""Where and with what a figure was measured; goes into every result file."""
+"""The machine and the versions of a measurement; they are written into every result file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import zooprune
 
 
 def describe() -> dict[str, Any]:
-    """Return machine, versions, date and git commit, None where the package is not run from a checkout."""
+    """Return machine, versions, date and git commit; the commit is None if the package does not run from a checkout."""
     cpu = "unknown"
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -38,7 +38,7 @@ def describe() -> dict[str, Any]:
 
 def _commit() -> str | None:
     folder = Path(__file__).parent
-    # An installed copy may lie inside somebody else's checkout, which does not track it.
+    # An installed copy may lie inside another project's checkout, which does not track it.
     tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name]
     try:
         if subprocess.run(tracked, capture_output=True).returncode:

@@ -1,14 +1,15 @@
 """Find the smallest budget that keeps a model's answers, with a guarantee.
 
-Quality is a probability: that a pruned reply equals the unpruned one or, where the right answers are known, that a
-question which the unpruned model has right stays right. (Questions that become right by pruning do not count.) A
-setting is certified when the Clopper-Pearson lower bound of its quality reaches the target.
+Quality is a probability. If the right answers are known, it is the probability that a question which the unpruned model
+answers right stays right; questions that become right by pruning do not count. Otherwise it is the probability that the
+pruned reply equals the unpruned one. A setting is certified if the Clopper-Pearson lower bound of its quality reaches
+the target.
 
-Several settings are tested on the same questions, and the chance that any of them is certified wrongly is held all the
-same: a method's budgets are tested from the largest down until the first fails (fixed-sequence testing, which costs
-nothing), and several methods share the allowed error between them (Bonferroni). Questions come in rounds that double.
-After each, settings that could not be certified any more if all the rest went well are dropped; as these would have
-failed at the end, looking early changes no outcome.
+Several settings are tested on the same questions. The probability that any of them is certified wrongly stays below the
+allowed error for two reasons. A method's budgets are tested from the largest down until the first one fails
+(fixed-sequence testing). Several methods share the allowed error (Bonferroni). Questions are asked in rounds that
+double. After each round, settings are dropped that could not be certified even if all remaining questions went well.
+They would fail at the end anyway, so looking early does not change the outcome.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 try:
     from scipy.special import betaincinv
 except ImportError:
-    raise ImportError("scipy is needed to calibrate; run: pip install 'zooprune[data]'") from None
+    raise ImportError("scipy is needed to calibrate; run: pip install 'zooprune[calibrate]'") from None
 
 from zooprune.data.examples import Example, fingerprint
 from zooprune.encoding import remembering_encodings
@@ -39,7 +40,7 @@ SHARES = (0.75, 0.5, 0.33, 0.25, 0.17, 0.11, 0.08, 0.055, 0.028)
 FIRST_ROUND = 16
 
 Measure = Literal["agreement", "right answers kept"]
-#: Asks the questions from one number up to another: (settings, first, last) -> successes and trials of each setting.
+#: (settings, first, last) -> successes and trials of each setting on the questions from `first` up to `last`.
 Ask = Callable[[Sequence[Setting], int, int], Sequence[tuple[int, int]]]
 
 
@@ -51,7 +52,7 @@ class Candidate:
     ----------
     setting : Setting
     successes, trials : int
-        So far.
+        On the questions asked so far.
     worth : float
         How many independent questions one question counts for: 1 or less.
     dropped : bool
@@ -65,25 +66,25 @@ class Candidate:
     dropped: bool = False
 
     def lower_bound(self, confidence: float, ahead: int = 0) -> float:
-        """Return what its quality surely is, or would be if `ahead` more questions went well."""
+        """Return the lower bound of its quality, or the bound after `ahead` more successes."""
         return lower_bound(self.worth * (self.successes + ahead), self.worth * (self.trials + ahead), confidence)
 
 
 def lower_bound(successes: float, trials: float, confidence: float) -> float:
-    """Return the one-sided Clopper-Pearson lower bound of a probability; effective counts need not be whole."""
+    """Return the one-sided Clopper-Pearson lower bound of a probability; counts may be fractions."""
     return 0.0 if successes == 0 else float(betaincinv(successes, trials - successes + 1, 1 - confidence))
 
 
 def questions_needed(quality: float, confidence: float) -> int:
-    """Return how many questions it takes to certify a quality when every one goes well."""
+    """Return how many questions are needed to certify a quality if all of them go well."""
     return math.ceil(math.log(1 - confidence) / math.log(quality))
 
 
 def worth(examples: Sequence[Example]) -> float:
-    """Return how many independent questions one of these counts for, where a scene counts once.
+    """Return how many independent questions each of these counts for, if a scene counts once.
 
-    It is the design effect's inverse with questions of a scene as alike as can be: what happens to one of them happens
-    to all. They may be less alike than that, so the certificate errs on the safe side.
+    This is the inverse of the design effect under the worst case, in which all questions about a scene succeed or fail
+    together. They may depend on each other less, so the certificate errs on the safe side.
     """
     sizes = np.bincount(clusters(example.scenes for example in examples))
     return float(sizes.sum() / (sizes**2).sum())
@@ -98,16 +99,16 @@ def search(
     confidence: float,
     worth: float = 1.0,
 ) -> list[Candidate]:
-    """Try all settings on as few questions as it takes to see which can be certified.
+    """Try all settings, on as few questions as are needed to decide which can be certified.
 
     Parameters
     ----------
     methods : sequence of sequences of Setting
-        Of each method, its budgets from the largest to the smallest.
+        The settings of each method, from the largest budget to the smallest.
     ask : callable
         Counts successes and trials.
     questions : int
-        How many there are.
+        The number of questions.
     quality, confidence : float
         Both in (0, 1).
     worth : float
@@ -116,7 +117,7 @@ def search(
     Returns
     -------
     list of Candidate
-        All of them; those not dropped are certified, together and with `confidence`.
+        All candidates. Those that are not dropped are certified, jointly and with `confidence`.
     """
     each = 1 - (1 - confidence) / len(methods)
     chains = [[Candidate(setting, worth=worth) for setting in settings] for settings in methods]
@@ -170,34 +171,34 @@ def calibrate(
     batch: int = 8,
     progress: Callable[[int], None] = lambda questions: None,
 ) -> tuple[Plan, list[Candidate]]:
-    """Find the method and the smallest budget whose answers are as good as the unpruned model's.
+    """Find the method and the smallest budget that keep the answers of the unpruned model.
 
     Parameters
     ----------
     subject : Subject
     examples : sequence of Example
-        The more, the nearer to the target a quality may lie and still be certified. Where all have answers, these are
-        what counts; otherwise agreement with the unpruned model does.
+        With more questions, qualities closer to the target can be certified. If all questions have answers, quality is
+        measured by them, otherwise by agreement with the unpruned model.
     methods : sequence of str
     keeps : sequence of int, or of float
         Candidate budgets.
     policy : Policy
-        How to prune, whatever the method; the plan says so.
+        The policy of all methods, which is written into the plan.
     quality : float
-        The least share of answers to keep, in (0, 1).
+        The share of answers to keep, in (0, 1).
     confidence : float
-        With which it is kept, whichever settings are certified.
+        The confidence that all certified settings keep it, in (0, 1).
     batch : int
-        Questions at a time.
+        Questions per batch.
     progress : callable
-        Told how many questions were asked more.
+        Called with the number of questions that were just asked.
 
     Returns
     -------
     plan : Plan
-        Of the certified settings the one with the smallest budget, then with the most successes.
+        The certified setting with the smallest budget; of several, the one with the most successes.
     candidates : list of Candidate
-        All that were tried.
+        All candidates.
 
     Raises
     ------
@@ -208,12 +209,12 @@ def calibrate(
     methods = list(dict.fromkeys(methods))
     needed = questions_needed(quality, 1 - (1 - confidence) / len(methods))
     each = worth(examples)
-    # Rounded, because 300 questions that are worth 1 / 3 each are 100.
+    # Rounded, because 300 questions that count for 1 / 3 each must be 100.
     enough = round(each * len(examples), 6)
     if enough < needed:
         there = f"there are {len(examples)}"
         if each < 1:
-            there += f" that share scenes, worth {enough:.0f} about scenes of their own"
+            there += f" that share scenes and count for {enough:.0f}"
         raise ValueError(_too_few(quality, confidence, len(methods), needed, there))
     chains = [[Setting(method, keep, policy=policy) for keep in sorted(set(keeps), reverse=True)] for method in methods]
     measure: Measure = "right answers kept" if all(example.answers for example in examples) else "agreement"
@@ -236,11 +237,12 @@ def calibrate(
         best = candidates[0]
         if best.trials == best.successes:
             raise ValueError(
-                _too_few(quality, confidence, len(methods), needed, "the unpruned model has too few of them right")
+                _too_few(quality, confidence, len(methods), needed, "the unpruned model answers too few of them right")
             )
         raise ValueError(
-            f"nothing keeps {quality:.1%} of the answers for sure: {best.setting.method} with keep={best.setting.keep} "
-            f"kept {best.successes} of {best.trials}; lower --keep-quality or add larger budgets with --keep"
+            f"no setting can be certified to keep {quality:.1%} of the answers: {best.setting.method} with "
+            f"keep={best.setting.keep} kept {best.successes} of {best.trials}; lower --keep-quality or add larger "
+            "budgets with --keep"
         )
     best = min(certified, key=lambda candidate: (candidate.setting.keep, -candidate.successes))
     assert best.setting.keep is not None
@@ -284,6 +286,6 @@ def _compared(
 def _too_few(quality: float, confidence: float, methods: int, needed: int, there: str) -> str:
     among = f" among {methods} methods" if methods > 1 else ""
     return (
-        f"to certify {quality:g} with {confidence:.0%} confidence{among} takes at least {needed} questions that all go "
-        f"well, and {there}; give more questions or lower --keep-quality"
+        f"to certify {quality:g} with {confidence:.0%} confidence{among} takes at least {needed} questions, if all of "
+        f"them go well, and {there}; give more questions or lower --keep-quality"
     )

@@ -1,10 +1,10 @@
 """Intervals of 95 % for shares and paired differences, where several questions are about the same scene.
 
-An interval from resampled questions is too narrow twice over. Questions about one scene fall together, so there is less
-to learn from them than their number says; and where every reply is the same, every resample is the same too, and the
-interval has no width. Here the variance is taken over scenes. It says how many independent questions would be as sure
-(the effective sample size of Rao and Scott), and that number goes into Wilson's score interval, which has a width even
-where nothing differs. The two ends of a difference are put together from those of its gains and its losses.
+An interval from resampled questions is too narrow, for two reasons. Questions about the same scene depend on each
+other, so they are worth less than their number. If all replies are equal, all resamples are equal too, and the interval
+has no width. Here the variance is taken over scenes. It gives the number of independent questions that would be equally
+certain (the effective sample size of Rao and Scott). That number is used in Wilson's score interval, which has a width
+even if nothing differs. The interval of a difference is combined from the intervals of its gains and its losses.
 
 Sources: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), 209-212.
 J. N. K. Rao and A. J. Scott, "A simple method for the analysis of clustered binary data", Biometrics 48 (1992), 577.
@@ -29,10 +29,10 @@ _NORMAL = NormalDist().inv_cdf(0.975)
 
 
 def clusters(scenes: Iterable[Sequence[str]]) -> NDArray[np.int64]:
-    """Return which cluster each question belongs to, numbered from 0, (Q,).
+    """Return the cluster of each question, numbered from 0, (Q,).
 
-    Questions that share a scene are in one cluster, also by way of a third one: if a question is about the scenes 1 and
-    2, those about 1 and those about 2 are not independent of each other. A question without scenes is one by itself.
+    Questions that share a scene are in one cluster, also indirectly: a question about the scenes 1 and 2 joins all
+    questions about either of them. A question without scenes is a cluster of its own.
     """
     parent: dict[str, str] = {}
 
@@ -61,12 +61,12 @@ def share(values: Floats, cluster: NDArray[np.int64]) -> Interval | None:
     ----------
     values : array, (Q,)
     cluster : array of int, (Q,)
-        What `clusters` returned for these questions.
+        From `clusters`.
 
     Returns
     -------
     tuple of float or None
-        None with fewer than two clusters, which say nothing about others.
+        None with fewer than two clusters, which say nothing about other clusters.
     """
     mean, weights = float(values.mean()), np.full(len(values), 1 / len(values))
     found = _effective(mean * (1 - mean), weights * (values - mean), weights, cluster)
@@ -79,11 +79,11 @@ def difference(changes: Floats, influences: Floats, weights: Floats, cluster: ND
     Parameters
     ----------
     changes : array, (Q,)
-        What each question adds to the difference; positive ones are gains.
+        The change of the difference by each question; positive changes are gains.
     influences : array, (Q,)
-        How far each question moves the difference from its mean; they sum to zero.
+        The deviation of each question's change from the mean; they sum to zero.
     weights : array, (Q,)
-        By how much a question can change the difference; they sum to one.
+        The largest possible change by each question; they sum to one.
     cluster : array of int, (Q,)
 
     Returns
@@ -97,7 +97,7 @@ def difference(changes: Floats, influences: Floats, weights: Floats, cluster: ND
     if found is None:
         return None
     (gain_low, gain_high), (loss_low, loss_high) = (_wilson(part, *found) for part in (gain, loss))
-    # A question that is gained is not lost, so the two shares of a multinomial fall as the other rises.
+    # A question cannot be both gained and lost, so the two shares are negatively correlated, as in a multinomial.
     spread = (1 - gain) * (1 - loss)
     together = -math.sqrt(gain * loss / spread) if spread > 0 else 0.0
     return (
@@ -113,16 +113,16 @@ def _joined(one: float, other: float, correlation: float) -> float:
 def _effective(
     variance: float, influences: Floats, weights: Floats, cluster: NDArray[np.int64]
 ) -> tuple[float, float] | None:
-    """Return how many independent questions would be as sure, never more than there are, and the quantile to use."""
+    """Return the effective number of questions, at most their actual number, and the quantile to use."""
     count = int(cluster.max()) + 1 if len(cluster) else 0
     if count < 2:
         return None
     most = 1 / float((weights**2).sum())
-    # As sure as if the questions of a scene were one question, asked several times.
+    # The least is reached if all questions about a scene succeed or fail together.
     least = 1 / float((np.bincount(cluster, weights) ** 2).sum())
     found = count / (count - 1) * float((np.bincount(cluster, influences) ** 2).sum())
     if variance <= 1e-12 or found <= 1e-12 * variance:
-        # Nothing differs, so nothing says how alike the questions of a scene are: as alike as can be.
+        # Nothing differs, so the dependence within a scene is unknown: the worst case is assumed.
         return least, _NORMAL
     return min(most, max(least, variance / found)), _student(count - 1)
 
@@ -135,9 +135,9 @@ def _wilson(share: float, size: float, quantile: float) -> Interval:
 
 
 def _student(free: int) -> float:
-    """Return Student's quantile, because a variance over few clusters is itself not known well.
+    """Return Student's quantile, which accounts for the uncertain variance over few clusters.
 
-    By Cornish and Fisher's expansion, to within 0.01 from five degrees of freedom.
+    Computed with the expansion of Cornish and Fisher, to within 0.01 from five degrees of freedom.
     """
     z = _NORMAL
     return (

@@ -330,6 +330,7 @@ def evaluate(
         except ValueError as error:
             raise ValueError(f"question {example.id}: {error}") from None
     examples = sorted(examples, key=lambda example: len(example.images))
+    asked: Sequence[Example]
     left_out: dict[str, str] = {}
     warm = False
     with held(subject.model):

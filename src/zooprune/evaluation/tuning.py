@@ -1,9 +1,9 @@
-"""Find the options of a method that suit a model, without knowing right answers.
+"""Find the options of a method for a model, without right answers.
 
-Some methods have options that depend on the model, which their papers publish for one model only. They are searched for
-so that pruning changes least of what the language model makes of a prompt: the mean cosine between its last hidden
-state at the last position of the pruned prompt and of the unpruned one is maximised. This is the objective of VFlowOpt
-(arXiv 2508.05211), with another Bayesian search: tree-structured Parzen estimators.
+Some methods have options that depend on the model, and their papers publish them for one model only. The search
+maximises the mean cosine between two hidden states of the language model: its last one at the last position of the
+pruned prompt, and the same of the unpruned prompt. This is the objective of VFlowOpt (arXiv 2508.05211), with another
+Bayesian search: tree-structured Parzen estimators.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from zooprune.sensitivity.weight_cache import held
 
 @dataclass(frozen=True)
 class Trial:
-    """Options that were tried.
+    """A trial of the search.
 
     Parameters
     ----------
     options : dict of str to float
     likeness : float
-        The mean cosine of hidden states with those of the unpruned model.
+        The mean cosine between hidden states with and without pruning.
     """
 
     options: dict[str, float]
@@ -70,32 +70,32 @@ def tune(
     ----------
     subject : Subject
     examples : sequence of Example
-        Their images stay in memory for all trials. Answers are not looked at.
+        Their images stay in memory for all trials. Answers are not used.
     method : str
-        One that declares `tunable` options.
+        A method with `tunable` options.
     keep : int or float
-        The budget, for which the options are found.
+        The budget; the options are found for it.
     trials : int
-        How many options are tried. The first are those of the method as published.
+        The number of options to try. The first are those of the publication.
     seed : int
-        Of the search.
+        Seed of the search.
     batch : int
-        Questions at a time.
+        Questions per batch.
     progress : callable
-        Told how many trials there are more.
+        Called with the number of trials that were just made.
 
     Returns
     -------
     plan : Plan
-        With the options of the best trial, of equally good ones the first.
+        With the options of the best trial; of several, the first.
     trials : list of Trial
-        In the order in which they were tried.
+        In the order of the search.
 
     Raises
     ------
     ValueError
-        If the method has no such options, a number is not positive, there is no question, or the model's states are
-        not finite.
+        If the method has no options that depend on the model, a number is not positive, there is no question, or the
+        model's states are not finite.
     """
     for name, value in (("trials", trials), ("batch", batch)):
         if value < 1:
