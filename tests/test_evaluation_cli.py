@@ -465,7 +465,7 @@ def test_pictures_beyond_a_megabyte_are_linked(tmp_path, monkeypatch):
 )
 def test_the_headline_is_about_the_smallest_budget_that_is_good_enough(shares, seconds, sentence):
     def arm(method, tokens, kept, total):
-        return {"method": method, "kept_share": kept, "agreement": kept, "kept_tokens": tokens,
+        return {"method": method, "kept_share": kept, "kept_share_interval": None, "kept_tokens": tokens,
                 "seconds": None if total is None else {"total": total}}  # fmt: skip
 
     times = seconds or [None] * 3
@@ -473,6 +473,15 @@ def test_the_headline_is_about_the_smallest_budget_that_is_good_enough(shares, s
     summary += [arm("zoo", *one) for one in zip((30, 20, 10), shares, times, strict=True)]
     assert re.fullmatch(sentence, headline({"summary": summary}))
     assert headline({"summary": summary[:1]}) == ""
+    for each in summary:
+        each["kept_share_interval"] = (0.5, 0.9)
+    assert re.match(r"zoo keeps \d\d.0 % \(50.0 to 90.0\) of the score", headline({"summary": summary}))
+
+
+def test_labels_of_a_chart_do_not_overlap():
+    points = [Point(1, 100, "a", label="one"), Point(1.01, 100, "b", label="two"), Point(9, 100, "c", label="three")]
+    drawn = chart("T", "x", "y", [Series("m", points)], Guide("g", [(1, 100), (9, 100)]))
+    assert ">one<" in drawn and ">two<" not in drawn and ">three<" in drawn
 
 
 def test_a_chart_of_one_point_and_of_equal_points():

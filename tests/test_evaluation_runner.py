@@ -13,12 +13,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import clip_llama, make_processor
 from zooprune import prune
 from zooprune.data.examples import Example, Region, fingerprint
+from zooprune.data.images import load_image
 from zooprune.encoding import remembering_encodings
 from zooprune.evaluation.runner import Results, Setting, Subject, evaluate, grid
 from zooprune.policy import Policy
@@ -215,6 +217,33 @@ def test_a_question_that_cannot_be_asked_is_named_before_any_is(tmp_path):
     with pytest.raises(ValueError, match="question 3: the question holds '<image>'"):
         evaluate(make_subject(), examples, grid(["diversity"], [9]), results)
     assert results.rows == []
+
+
+def test_a_question_whose_image_is_refused_is_left_out(tmp_path, whole):
+    def broken():
+        raise load_error
+
+    examples = make_examples()
+    spoilt = [*examples[:2], replace(examples[2], images=(broken,)), *examples[3:]]
+    with pytest.raises(ValueError, match=r"photo\.png does not exist") as caught:
+        load_image("photo.png")
+    load_error = caught.value
+    results, settings, counted = Results(tmp_path, {}), grid(METHODS, KEEPS, SEEDS), []
+    left_out = evaluate(make_subject(), spoilt, settings, results, batch=2, timed=0, progress=counted.append)
+    assert left_out == {"2": str(load_error)} and sum(counted) == len(spoilt) * len(settings)
+    assert timeless(results.rows) == {key: row for key, row in timeless(whole).items() if key[-1] != "2"}
+    assert evaluate(make_subject(), spoilt, settings, results, batch=2, timed=0) == left_out
+    with pytest.raises(ValueError, match=r"photo\.png does not exist"):
+        evaluate(make_subject(), spoilt, settings, results, batch=2, timed=0, strict=True)
+
+
+def test_faults_of_the_program_are_not_taken_for_bad_images(tmp_path):
+    def faulty():
+        return np.ones(2) + np.ones(3)
+
+    (example,) = make_examples(1)
+    with pytest.raises(ValueError, match="broadcast"):
+        evaluate(make_subject(), [replace(example, images=(faulty,))], [Setting()], Results(tmp_path, {}), timed=0)
 
 
 def test_a_damaged_line_is_named(tmp_path):

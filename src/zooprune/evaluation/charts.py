@@ -11,8 +11,8 @@ from itertools import cycle, pairwise
 #: Of the drawing. It is shown at up to twice this width, and its text stays legible at three quarters of it.
 _WIDTH, _HEIGHT = 480, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 46
-#: Room for a tick's label; a tick that would overlap the one before it goes without.
-_LABEL_ROOM = 26
+#: Width and height of a label. Labels that would overlap are left out.
+_LABEL_ROOM, _LINE = 28, 14
 #: Okabe and Ito's colours, which colour-blind readers can tell apart, and shapes, which do not need any.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _SHAPES = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z", "M-4-4h8v8h-8Z", "M0-5 5 4h-10Z", "M0-5 5 0 0 5-5 0Z", "M-5-4h10L0 5Z")
@@ -106,7 +106,8 @@ def chart(
     path = " ".join(f"{across.at(x):.1f},{down.at(y):.1f}" for x, y in guide.points)
     drawn.append(f'<polyline points="{path}" fill="none" stroke="{_GREY}" stroke-width="1.5" stroke-dasharray="4 3"/>')
     looks = list(zip(series, cycle(_COLOURS), cycle(_SHAPES)))
-    drawn += [_series(one, across, down, colour, shape) for one, colour, shape in looks]
+    labels: list[tuple[float, float]] = []
+    drawn += [_series(one, across, down, colour, shape, labels) for one, colour, shape in looks]
     legend = "".join(
         f'<li><svg viewBox="-8 -7 16 14" width="16" height="14" aria-hidden="true"><path d="{shape}" fill="{colour}"/>'
         f"</svg>{escape(one.name)}</li>"
@@ -129,7 +130,7 @@ class _Axis:
     def __init__(self, values: Sequence[float], ends: tuple[int, int], *, log: bool = False) -> None:
         self._log, self._ends = log, ends
         scaled = [math.log(value) if log else value for value in values if math.isfinite(value)]
-        room = 0.06 * (max(scaled) - min(scaled)) or abs(max(scaled)) * 0.1 or 1.0
+        room = 0.06 * (max(scaled) - min(scaled)) or abs(max(scaled)) * 0.01 or 1.0
         self._low, self._high = min(scaled) - room, max(scaled) + room
 
     def at(self, value: float) -> float:
@@ -167,7 +168,8 @@ def _axes(across: _Axis, down: _Axis, x_title: str, y_title: str, ticks: Mapping
     return "".join(drawn)
 
 
-def _series(one: Series, across: _Axis, down: _Axis, colour: str, shape: str) -> str:
+def _series(one: Series, across: _Axis, down: _Axis, colour: str, shape: str, labels: list[tuple[float, float]]) -> str:
+    """Draw a series; `labels` holds the places of all labels so far, so that none is written over another."""
     drawn = []
     if one.joined:
         for start, end in pairwise(one.points):
@@ -178,7 +180,8 @@ def _series(one: Series, across: _Axis, down: _Axis, colour: str, shape: str) ->
         if point.interval is not None:
             low, high = (down.at(end) for end in point.interval)
             drawn.append(f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="{colour}"/>')
-        if point.label:
+        if point.label and not any(abs(x - left) < _LABEL_ROOM and abs(y - top) < _LINE for left, top in labels):
+            labels.append((x, y))
             drawn.append(f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle">{escape(point.label)}</text>')
         drawn.append(
             f'<path d="{shape}" transform="translate({x:.1f} {y:.1f})" fill="{colour}">'

@@ -11,7 +11,7 @@ from zooprune.evaluation.metrics import FULL, LEAST_PER_TASK, arrange, budget, c
 from zooprune.evaluation.runner import Row
 
 HOW_TIMED = (
-    "Times are medians over {count} questions asked one by one after a warm-up. Images are encoded every time, and the "
+    "Times are medians over {count} asked one by one after a warm-up. Images are encoded every time, and the "
     "pruner's own work is included. 'first token' is the total without decoding. 'speed-up' is the unpruned model's "
     "total over the method's."
 )
@@ -148,11 +148,11 @@ def overview(found: dict[str, Any], *, brief: bool = False) -> Table:
         missing = ONE_SCENE if summary[0]["scenes"] < 2 else TOO_FEW
         note = missing if known else f"{HOW_SAME.partition(' Its 95')[0]} {missing}"
     if found["timed"]:
-        note += " " + HOW_TIMED.format(count=found["timed"])
+        note += " " + HOW_TIMED.format(count=_questions(found["timed"]))
     draws = max(arm["draws"] for arm in summary)
     if draws > 1:
         note += f" Methods that draw random numbers are averaged over {draws} seeds."
-    questions = f"{summary[0]['questions']:,} questions"
+    questions = _questions(summary[0]["questions"])
     if summary[0]["scenes"] < summary[0]["questions"]:
         questions += f" about {summary[0]['scenes']:,} groups of scenes"
     return Table(questions, ("method", "keep", *columns), rows, note)
@@ -173,9 +173,12 @@ def headline(found: dict[str, Any]) -> str:
         best = min(good, key=lambda arm: (arm["kept_tokens"], -arm[measure]))
     else:
         best = max(pruned, key=lambda arm: (arm[measure], -arm["kept_tokens"]))
-    does = "keeps {} % of the score" if measure == "kept_share" else "gives the same reply to {} % of the questions"
+    does = "keeps {} of the score" if measure == "kept_share" else "gives the same reply to {} of the questions"
+    share, around = f"{_percent(best[measure])} %", _between(best[f"{measure}_interval"])
+    if around:
+        share += f" ({around})"
     sentence = (
-        f"{best['method']} {does.format(_percent(best[measure]))} with {best['kept_tokens']:,.0f} of "
+        f"{best['method']} {does.format(share)} with {best['kept_tokens']:,.0f} of "
         f"{full['kept_tokens']:,.0f} visual tokens per question"
     )
     if best["seconds"] is not None:
@@ -279,8 +282,8 @@ def tables(figures: dict[str, Any]) -> list[Table]:
 
 def not_asked(left_out: dict[str, str]) -> str:
     """Return the sentence above the list of questions that were left out."""
-    which = "1 question was" if len(left_out) == 1 else f"{len(left_out):,} questions were"
-    return f"{which} not asked, because an image cannot be read:"
+    were = "was" if len(left_out) == 1 else "were"
+    return f"{_questions(len(left_out))} {were} not asked, because an image cannot be read:"
 
 
 def title(run: dict[str, Any]) -> str:
@@ -309,6 +312,10 @@ def case_line(case: dict[str, Any]) -> str:
         f"{case['method']}, keep {budget(case['keep'])}, {case['task']} {case['id']}: “{case['question']}” "
         f"“{case['unpruned']}” became “{case['pruned']}”{right}"
     )
+
+
+def _questions(count: int) -> str:
+    return f"{count:,} question" + ("" if count == 1 else "s")
 
 
 def _percent(value: float | None) -> str:
