@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,6 +98,27 @@ def test_what_was_kept_can_be_asked_for(folders, name):
                 assert torch.equal(report.selection.index, other.selection.index)
                 assert torch.equal(report.positions, other.positions)
                 assert (report.kept, report.total) == (other.kept, other.total)
+
+
+@pytest.mark.parametrize(
+    ("configured", "engines", "status", "told"),
+    [({}, 1, 404, "this server prunes nothing"), ({"zooprune": ZOO}, 2, 501, "only one engine answers")],
+)
+def test_an_address_that_cannot_answer_says_why(configured, engines, status, told):
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from zooprune.integrations.vllm.endpoint import KeptEndpoint
+
+    app = FastAPI()
+    KeptEndpoint().attach_router(app)
+    parallel = SimpleNamespace(data_parallel_size=engines)
+    app.state.engine_client = SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=SimpleNamespace(**configured)),
+        vllm_config=SimpleNamespace(parallel_config=parallel),
+    )
+    answer = TestClient(app).get("/v1/zooprune/kept/label")
+    assert answer.status_code == status and told in answer.text
 
 
 @pytest.mark.parametrize("name", MODELS)
