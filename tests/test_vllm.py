@@ -277,3 +277,6 @@ def test_two_ranks_choose_alike(folders, name, monkeypatch):
     expected = by_transformers(folder, asked, "zoo", keep=9, **_like_the_engine(name))
     with engine(folder, ZOO, tensor_parallel_size=2) as llm:
         alike(by_vllm(llm, asked), expected)
+        by_vllm(llm, asked[:1], zooprune={"label": "one"})
+        first, second = llm.collective_rpc(METHOD, args=("one",))
+        assert first == second != []

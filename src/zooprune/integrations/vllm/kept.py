@@ -20,7 +20,7 @@ from zooprune.visuals import Visual
 #: What the server calls in every worker; `zooprune.integrations.vllm.registration` puts it there.
 METHOD = "zooprune_kept"
 #: How many labels a server remembers; the oldest is forgotten first.
-REMEMBERED = 1024
+REMEMBERED = 256
 
 
 class Memory:
@@ -47,8 +47,9 @@ class Memory:
         total = len(visual.tokens)
         self._images.setdefault(label, {})[number] = {
             "image": number,
-            "kept": kept.tolist(),
-            "positions": visual.tokens.positions.tolist(),
+            # Lists of numbers would take several times the room.
+            "kept": kept.to(torch.int32),
+            "positions": visual.tokens.positions.to("cpu", torch.int32),
             "separators": [len(slots) - len(kept), visual.length - total],
         }
         self._images.move_to_end(label)
@@ -58,7 +59,10 @@ class Memory:
     def images(self, label: str) -> list[dict[str, Any]]:
         """Return what is remembered under a label, image by image, as JSON can hold it; nothing if it is not known."""
         images = self._images.get(label, {})
-        return [images[number] for number in sorted(images)]
+        return [
+            images[number] | {name: images[number][name].tolist() for name in ("kept", "positions")}
+            for number in sorted(images)
+        ]
 
 
 def reports(images: Sequence[Mapping[str, Any]]) -> list[ImageReport]:
