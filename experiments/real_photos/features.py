@@ -1,0 +1,70 @@
+"""What the vision tower makes of scenes, encoded ahead and kept on disk.
+
+The tower is frozen, so it sees each scene once. A file holds the features of `SHARD` scenes and appears when it is
+whole; whoever needs one that is not there encodes it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kinds import Split
+from mosaics import draw_mosaic, render
+
+SHARD, BATCH = 32, 8
+
+
+class Features:
+    """The features (patches, width) of scenes, in bfloat16, before the projector.
+
+    Parameters
+    ----------
+    model, processor
+        The LLaVA whose tower sees the scenes.
+    photographs : mapping
+        Those of the split, by kind.
+    split : {"train", "test"}
+    folder : Path
+        Where the files are.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, photographs: Mapping[str, Sequence[Path]], split: Split, folder: Path
+    ) -> None:
+        self.model, self.images = model, processor.image_processor
+        self.photographs, self.split, self.folder = photographs, split, folder
+        self._shard = lru_cache(maxsize=4)(self._load)
+
+    def get(self, number: int, side: int) -> Tensor:
+        """Return the features of a scene."""
+        return self._shard(side, number // SHARD)[number % SHARD]
+
+    def _load(self, side: int, shard: int) -> Tensor:
+        path = self.folder / f"{self.split}-{side}" / f"{shard:05}.safetensors"
+        if not path.exists():
+            numbers = range(shard * SHARD, (shard + 1) * SHARD)
+            found = [self.encode(numbers[first : first + BATCH], side) for first in range(0, SHARD, BATCH)]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}")
+            save_file({"features": torch.cat(found)}, temporary)
+            os.replace(temporary, path)
+        return load_file(path)["features"]
+
+    @torch.no_grad()
+    def encode(self, numbers: Sequence[int], side: int) -> Tensor:
+        """Return the features (scenes, patches, width) of scenes, as the model itself would read them."""
+        images = [render(draw_mosaic(number, self.photographs, self.split, side)) for number in numbers]
+        size = {"height": side, "width": side}
+        pixels = self.images(images, size={"shortest_edge": side}, crop_size=size, return_tensors="pt")["pixel_values"]
+        tower = self.model.model.vision_tower
+        seen = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True)
+        # Like the model: the last layer's output as it is, without the class token.
+        return seen.hidden_states[-1][:, 1:].to("cpu", torch.bfloat16).contiguous()

@@ -1,0 +1,297 @@
+"""The experiment on photographs: its scenes, its questions, the conversion of its parts, and training that resumes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import teach
+from asking import NUMBERS, RELATIONS, TASKS, Asker
+from assemble import build_model, build_processor
+from batches import SINGLE, Examples
+from kinds import NAMES, find_photographs, new_kinds
+from learner import Learner
+from mosaics import SORTS, draw_mosaic, render
+from packing import IGNORED, Packer
+from parts import build_tower, tower_weights
+from projector import NOTHING, Words, label_patches, solve
+from teach import Lessons, Stage
+from zooprune.prompting import build_inputs
+
+SIDE = 168
+KINDS = [f"{letter}{letter}" for letter in "abcdefghijklmnopqrst"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Twenty kinds of plain photographs, each of a colour of its own."""
+    root = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for kind in KINDS:
+        colour = rng.integers(0, 256, 3)
+        (root / kind).mkdir()
+        for number in range(12):
+            pixels = np.clip(colour + rng.integers(-20, 21, (20, 30, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / kind / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def photographs(folder):
+    return find_photographs(folder, "train")
+
+
+def make_tower(side: int = 518) -> Dinov2Model:
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=1, mlp_ratio=2, image_size=side, patch_size=14
+    )
+    tower = Dinov2Model(config).eval()
+    with torch.no_grad():
+        for weight in tower.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.1)
+    return tower
+
+
+def make_model():
+    """A tiny LLaVA of the experiment's shape whose tokenizer spells."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(wrapped),
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    processor = build_processor(wrapped, SIDE, 14)
+    return build_model(make_tower(SIDE), LlamaForCausalLM(config), processor).eval(), processor
+
+
+def test_photographs_are_held_out_and_named(folder):
+    train_, test = find_photographs(folder, "train"), find_photographs(folder, "test")
+    files = {path for paths in train_.values() for path in paths}
+    held_out = {path for paths in test.values() for path in paths}
+    assert not files & held_out and len(files | held_out) == 12 * len(KINDS)
+    assert list(train_) == KINDS and len(set(NAMES.values())) < len(NAMES)
+    with pytest.raises(ValueError, match="one folder per class"):
+        find_photographs(folder / KINDS[0], "train")
+
+
+@pytest.mark.parametrize("side", [168, 336])
+def test_scenes_are_their_numbers_and_their_photographs_do_not_overlap(photographs, side):
+    for number in range(2 * len(SORTS)):
+        mosaic = draw_mosaic(number, photographs, "train", side)
+        assert mosaic == draw_mosaic(number, photographs, "train", side)
+        assert mosaic.sort == SORTS[number // 2 % len(SORTS)]
+        covered = np.zeros((side, side), int)
+        for tile in mosaic.tiles:
+            left, top, right, bottom = tile.box
+            assert 0 <= left < right <= side and 0 <= top < bottom <= side and tile.path in photographs[tile.kind]
+            covered[top:bottom, left:right] += 1
+        assert covered.max() == 1 and len(mosaic.tiles) >= 2
+        image = render(mosaic)
+        assert image.size == (side, side) and image.tobytes() == render(mosaic).tobytes()
+        if mosaic.sort == "odd":
+            assert sorted(Counter(tile.kind for tile in mosaic.tiles).values())[0] == 1
+
+
+def test_answers_are_true_and_evidence_shows_them(photographs):
+    examples = Examples(photographs, "test")
+    seen = Counter()
+    for first in range(0, 120, 2):
+        for images in (1, 2):
+            batch = examples.batch(first, 1, images, 20, 336)
+            scenes = [examples.mosaic(number, 336) for number in batch.scenes[0]]
+            for question in batch.questions[0]:
+                seen[question.task] += 1
+                check(question, scenes)
+    assert set(seen) == set(TASKS)
+
+
+def check(question, scenes) -> None:
+    """Answer the question anew from what the scenes consist of."""
+    kind = question.kinds[0]
+    found = [[tile for tile in scene.tiles if tile.kind == kind] for scene in scenes]
+    shown = {(image, tile.box) for image, tiles in enumerate(found) for tile in tiles}
+    if question.task == "existence":
+        assert question.answer == ("yes" if found[0] else "no") and set(question.evidence) == shown
+    elif question.task == "count":
+        assert question.answer == NUMBERS[len(found[0]) - 1] and set(question.evidence) == shown
+    elif question.task == "pair":
+        expected = {(1, 0): "first", (0, 1): "second", (1, 1): "both", (0, 0): "neither"}
+        assert (
+            question.answer == expected[tuple(int(bool(tiles)) for tiles in found)] and set(question.evidence) == shown
+        )
+    elif question.task == "relation":
+        (relation,) = (relation for relation in RELATIONS if f" {relation} " in question.text)
+        axis, sign = RELATIONS[relation]
+        (first, second) = ((left + right, top + bottom) for _, (left, top, right, bottom) in question.evidence)
+        assert question.answer == ("yes" if (first[axis] - second[axis]) * sign > 0 else "no")
+    else:
+        ((_, box),) = question.evidence
+        assert box in [tile.box for tile in found[0]]
+        if question.task == "where":
+            assert len(found[0]) == 1
+            row, _column = question.answer.split()
+            middle = (box[1] + box[3]) / 2 / 336
+            assert ("top", "middle", "bottom")[int(3 * middle)] == row
+        else:
+            assert question.answer == kind
+        if question.task == "small":
+            assert box[2] - box[0] == min(tile.box[2] - tile.box[0] for tile in scenes[0].tiles)
+
+
+def test_training_asks_nothing_about_kinds_held_out_of_a_task(photographs):
+    kinds = list(photographs)
+    assert all(len(new_kinds(kinds, task)) == 2 for task in TASKS)
+    assert len({new_kinds(kinds, task) for task in TASKS}) > 1
+    for split in ("train", "test"):
+        examples = Examples(photographs, split)
+        asked = [
+            question
+            for images in (1, 2)
+            for asked in examples.batch(0, 60, images, 20, 336).questions
+            for question in asked
+        ]
+        new = [question for question in asked if set(question.kinds) & new_kinds(kinds, question.task)]
+        assert bool(new) == (split == "test")
+
+
+def test_answers_are_balanced(photographs):
+    asker = Asker(list(photographs), lambda task: ())
+    answers = {task: Counter() for task in TASKS}
+    for number in range(0, 1200, 2):
+        scenes = [draw_mosaic(number + image, photographs, "train", 336) for image in range(2)]
+        rng = np.random.default_rng(number)
+        for task in TASKS:
+            question = asker.ask(task, scenes, rng)
+            if question is not None:
+                answers[task][question.answer] += 1
+    for task in ("existence", "relation", "pair"):
+        counts = answers[task]
+        assert max(counts.values()) < 1.3 * counts.total() / len(counts), (task, counts)
+    assert set(answers["count"]) == set(NUMBERS) and len(answers["where"]) == 9
+
+
+def exported(tower: Dinov2Model) -> tuple[dict, dict]:
+    """Return the weights of a tower as they are found in an ONNX file."""
+    stored, products = {}, {}
+    for name, value in tower.state_dict().items():
+        for new, old in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
+            name = name.replace(f"attention.{new}", f"attention.attention.{old}")
+        name = name.replace("attention.o_proj", "attention.output.dense")
+        if name == "embeddings.position_embeddings":
+            stored["onnx::Concat_1"], stored["onnx::Reshape_2"] = value[:, :1], value[:, 1:]
+        elif value.ndim == 2 and name.startswith("encoder"):
+            stored[f"onnx::MatMul_{len(stored)}"] = value.T
+            node = name.removesuffix(".weight").replace("layer.", "layer#").replace(".", "/").replace("#", ".")
+            products[f"/backbone/{node}/MatMul"] = f"onnx::MatMul_{len(stored) - 1}"
+        elif name != "embeddings.mask_token":
+            stored[f"backbone.{name}"] = value
+    return stored, products
+
+
+def test_a_tower_comes_out_of_onnx_as_it_went_in():
+    tower = make_tower()
+    stored, products = exported(tower)
+    stored["decoder.bias"] = torch.zeros(3)
+    pixels = torch.randn(1, 3, 168, 168, generator=torch.Generator().manual_seed(0))
+    converted = build_tower(tower_weights(stored, products), SIDE).eval()
+    assert converted.config.image_size == SIDE and converted.embeddings.position_embeddings.shape[1] == 145
+    with torch.no_grad():
+        torch.testing.assert_close(converted(pixels).last_hidden_state, tower(pixels).last_hidden_state)
+
+
+def test_the_projector_is_solved_onto_words(photographs):
+    model, processor = make_model()
+    kinds = list(photographs)
+    words = Words(model, processor.tokenizer, kinds)
+    mosaics = [draw_mosaic(number, photographs, "train", SIDE) for number in range(24)]
+    labels = torch.stack([label_patches(mosaic, kinds, 14) for mosaic in mosaics])
+    assert NOTHING in labels and set(labels.unique().tolist()) - {NOTHING} <= set(range(len(kinds)))
+    # Features that say what is there and nothing else.
+    code = torch.randn(len(kinds) + 1, 64, generator=torch.Generator().manual_seed(1))
+    features = code[labels]
+    projector = model.model.multi_modal_projector
+    before = words.naming(projector(features), labels)
+    solve(projector, list(features), list(words.targets(labels)))
+    assert words.naming(projector(features), labels) > max(0.9, before)
+
+
+def test_packed_questions_get_the_logits_that_they_get_alone(photographs):
+    model, processor = make_model()
+    examples = Examples(photographs, "test")
+    for images in (1, 2):
+        batch = examples.batch(0, 1, images, 6, SIDE)
+        questions = batch.questions[0]
+        packed = Packer(processor, 144).pack(images, [[(one.text, one.answer) for one in questions]])
+        shown = [render(examples.mosaic(number, SIDE)) for number in batch.scenes[0]]
+        pixels = processor.image_processor(shown, return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            seen = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+            visual = model.model.multi_modal_projector(seen).flatten(0, 1)
+            words = model.get_input_embeddings()(packed.ids)
+            words = words.masked_scatter((packed.ids == model.config.image_token_id)[..., None], visual)
+            logits = model(
+                inputs_embeds=words, attention_mask=packed.mask(words.dtype), position_ids=packed.positions
+            ).logits[0]
+        for block, question in enumerate(questions, 1):
+            inputs = build_inputs(processor, [shown], [question.text])
+            alone = model(**inputs).logits[0, -1]
+            inside = (packed.blocks[0] == block) & (packed.targets[0] != IGNORED)
+            torch.testing.assert_close(logits[inside.nonzero()[0, 0]], alone, atol=1e-4, rtol=1e-4)
+
+
+def run(folder: Path, photographs: Path, out: Path, stops: list[int]) -> tuple[dict, list]:
+    """Train in pieces that end at these steps; return the checkpoint's weights and the log."""
+    out.mkdir()
+    for stop in stops:
+        model, processor = make_model()
+        model = model.to(torch.bfloat16)
+        learner = Learner(model)
+        lessons, held_out = (
+            Lessons(model, processor, Examples(find_photographs(photographs, split), split), folder / "features")
+            for split in ("train", "test")
+        )
+        assert teach.train(learner, lessons, held_out, out, until=float("inf"), steps=stop) == stop
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return learner.weights(), [{key: row.get(key) for key in ("step", "loss", "held_out")} for row in rows]
+
+
+def test_training_resumes_with_the_same_numbers(folder, tmp_path, monkeypatch):
+    small = Stage("small", side=SIDE, steps=4, sequences=2, questions=3, rate=1e-3, final=0.5, pairs=2)
+    monkeypatch.setattr(teach, "STAGES", (small, small))
+    monkeypatch.setattr(teach, "SOLVED_ON", {SIDE: 8})
+    monkeypatch.setattr(teach, "VALIDATION_SEQUENCES", 4)
+    monkeypatch.setattr(teach, "VALIDATE_EVERY", 5)
+    monkeypatch.setattr(teach, "LOG_EVERY", 1)
+    whole, log = run(tmp_path, folder, tmp_path / "whole", [6])
+    pieces, log_again = run(tmp_path, folder, tmp_path / "pieces", [2, 5, 6])
+    assert whole.keys() == pieces.keys() and len(whole) == 4 + 2 * 2 * 7
+    for name, value in whole.items():
+        assert torch.equal(value, pieces[name]), name
+    assert [row["step"] for row in log] == list(range(7)) and log[5]["held_out"].keys() <= set(TASKS)
+    # The mean of the loss begins anew with each piece, so only the first rows are the same.
+    assert log[:3] == log_again[:3]
+    assert log[1]["loss"] != log[6]["loss"]
+
+
+def test_every_task_is_asked_about():
+    assert {*SINGLE, "pair"} == set(TASKS)
