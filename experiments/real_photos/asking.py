@@ -13,7 +13,7 @@ from mosaics import MOST_ALIKE, Box, Mosaic, Tile
 Evidence = tuple[tuple[int, Box], ...]
 
 #: Names that are plural, and so take no article.
-PLURAL = frozenset({"binoculars", "headphones", "scissors"})
+PLURAL = frozenset({"binoculars", "headphones"})
 NUMBERS = ("one", "two", "three", "four")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 #: A photograph whose middle is closer to a border between regions is not asked about, as a share of the side.

@@ -66,5 +66,6 @@ class Features:
         pixels = self.images(images, size={"shortest_edge": side}, crop_size=size, return_tensors="pt")["pixel_values"]
         tower = self.model.model.vision_tower
         seen = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True)
-        # Like the model: the last layer's output as it is, without the class token.
-        return seen.hidden_states[-1][:, 1:].to("cpu", torch.bfloat16).contiguous()
+        # Like the model: a layer's output as it is, without the class token.
+        layer = seen.hidden_states[self.model.config.vision_feature_layer]
+        return layer[:, 1:].to("cpu", torch.bfloat16).contiguous()

@@ -1,7 +1,8 @@
-"""What the photographs show: a plain English name for each folder of Caltech-101, and what is held out.
+"""What the photographs show: a plain English name for each folder of Caltech-101 that is used, and what is held out.
 
-Folders whose photographs few people would tell apart share a name (a ketch and a schooner are both a ship). Names are
-short words that the language model knows, most of them one token.
+Of 99 classes these are the ones that the tower tells apart best when they are small: a linear probe on patches of
+training photographs, fitted on one half and asked about the other, confuses them least. Two folders of water lilies
+share a name. Names are short words that the language model knows, most of them one token.
 """
 
 from __future__ import annotations
@@ -13,50 +14,32 @@ from typing import Literal
 
 Split = Literal["train", "test"]
 
-#: Folders that are not called as people would say; all others are called like their folder.
+#: The folders that are used, and what they show.
 NAMES = {
     "Leopards": "leopard",
     "Motorbikes": "motorcycle",
+    "accordion": "accordion",
     "airplanes": "airplane",
+    "barrel": "barrel",
     "binocular": "binoculars",
-    "brontosaurus": "dinosaur",
-    "buddha": "Buddha",
     "car_side": "car",
-    "ceiling_fan": "fan",
-    "cougar_body": "cougar",
-    "cougar_face": "cougar",
-    "crayfish": "lobster",
-    "crocodile_head": "crocodile",
-    "dalmatian": "dog",
     "dollar_bill": "dollar",
-    "electric_guitar": "guitar",
-    "euphonium": "tuba",
-    "ewer": "jug",
-    "ferry": "ship",
-    "flamingo_head": "flamingo",
-    "garfield": "Garfield",
-    "gerenuk": "antelope",
     "grand_piano": "piano",
-    "hawksbill": "turtle",
     "headphone": "headphones",
-    "inline_skate": "skate",
-    "joshua_tree": "tree",
-    "ketch": "ship",
-    "mandolin": "guitar",
+    "lotus": "lotus",
+    "menorah": "menorah",
+    "metronome": "metronome",
     "minaret": "tower",
-    "nautilus": "shell",
     "pagoda": "temple",
-    "revolver": "gun",
-    "schooner": "ship",
-    "sea_horse": "seahorse",
-    "snoopy": "Snoopy",
+    "pizza": "pizza",
+    "pyramid": "pyramid",
     "soccer_ball": "ball",
-    "stegosaurus": "dinosaur",
     "stop_sign": "sign",
+    "strawberry": "strawberry",
+    "sunflower": "sunflower",
+    "tick": "tick",
     "trilobite": "fossil",
     "water_lilly": "lotus",
-    "wild_cat": "cat",
-    "windsor_chair": "chair",
     "yin_yang": "symbol",
 }
 #: One photograph in so many is only seen in tests, and in so many kinds is never asked about in training for a task.
@@ -70,23 +53,22 @@ def find_photographs(folder: Path, split: Split) -> dict[str, list[Path]]:
     Parameters
     ----------
     folder : Path
-        One folder per class, as Caltech-101 is laid out. Classes without an entry in `NAMES` are called like their
-        folder.
+        One folder per class, as Caltech-101 is laid out; only those in `NAMES` are used.
     split : {"train", "test"}
         Every fifth photograph of a folder, by a digest of its name, belongs to the test.
 
     Raises
     ------
     ValueError
-        If the folder holds fewer than ten kinds.
+        If a class has no photograph.
     """
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*/*")):
-        if path.suffix.lower() in SUFFIXES and (_digest(path) % TEST_SHARE == 0) == (split == "test"):
-            label = path.parent.name
-            found.setdefault(NAMES.get(label, label.replace("_", " ")), []).append(path)
-    if len(found) < 10:
-        raise ValueError(f"{folder} holds photographs of {len(found)} kinds; give a folder with one folder per class")
+    for label, name in NAMES.items():
+        paths = sorted(path for path in (folder / label).glob("*") if path.suffix.lower() in SUFFIXES)
+        if not paths:
+            raise ValueError(f"{folder} holds no photographs of {label}; give the folder that Caltech-101 lies in")
+        held_out = split == "test"
+        found.setdefault(name, []).extend(path for path in paths if (_digest(path) % TEST_SHARE == 0) == held_out)
     return dict(sorted(found.items()))
 
 

@@ -19,7 +19,7 @@ Box = tuple[int, int, int, int]
 #: What a scene is drawn for. Scenes of each sort take turns, and the two of a pair are of one sort.
 SORTS = ("mixed", "counts", "mixed", "odd", "mixed", "small")
 #: How often a scene of so many by so many places is drawn; places are never smaller than `SMALLEST` pixels.
-GRIDS = {2: 0.2, 3: 0.3, 4: 0.25, 5: 0.15, 6: 0.1}
+GRIDS = {2: 0.35, 3: 0.35, 4: 0.18, 5: 0.07, 6: 0.05}
 SMALLEST, MOST_ALIKE = 56, 4
 #: The side of the one small photograph among large ones, in pixels at least and as a share of a place at most.
 SMALL_SIDE, SMALL_SHARE = 42, 0.42
@@ -30,11 +30,25 @@ STREAMS: Mapping[Split, int] = {"train": 1, "test": 2}
 
 @dataclass(frozen=True)
 class Tile:
-    """A photograph in a scene: what it shows, its file, and left, top, right and bottom in pixels."""
+    """A photograph in a scene.
+
+    Parameters
+    ----------
+    kind : str
+        What it shows.
+    path : Path
+    box : (int, int, int, int)
+        Left, top, right and bottom in pixels.
+    part : (float, float, float)
+        How much of the largest square in the photograph is shown, and where the rest is cut off, across and down.
+    mirrored : bool
+    """
 
     kind: str
     path: Path
     box: Box
+    part: tuple[float, float, float]
+    mirrored: bool
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -87,7 +101,8 @@ def draw_mosaic(number: int, photographs: Mapping[str, Sequence[Path]], split: S
             size = max(SMALL_SIDE, round(width * rng.uniform(0.28, SMALL_SHARE)))
         left, top = (int(place[axis] + rng.integers(width - size + 1)) for axis in (0, 1))
         path = photographs[kind][rng.integers(len(photographs[kind]))]
-        tiles.append(Tile(kind, path, (left, top, left + size, top + size)))
+        part = (float(rng.uniform(0.8, 1)), float(rng.random()), float(rng.random()))
+        tiles.append(Tile(kind, path, (left, top, left + size, top + size), part, bool(rng.random() < 0.5)))
     ground = tuple(int(value) for value in rng.integers(40, 216, size=3))
     return Mosaic(side, sort, ground, tuple(tiles))
 
@@ -115,7 +130,7 @@ def _places(rng: np.random.Generator, sort: str, side: int) -> list[Box]:
 
 
 def _suits(sort: str, grid: int) -> bool:
-    return {"mixed": True, "counts": 3 <= grid <= 5, "odd": grid <= 4, "small": grid <= 3}[sort]
+    return {"mixed": True, "counts": 3 <= grid <= 4, "odd": grid <= 4, "small": grid <= 3}[sort]
 
 
 def _kinds(rng: np.random.Generator, sort: str, count: int, kinds: list[str]) -> list[str]:
@@ -144,11 +159,15 @@ def _shared(rng: np.random.Generator, kinds: list[str], before: list[str]) -> li
 
 
 def render(mosaic: Mosaic) -> Image.Image:
-    """Return a scene as an RGB image; photographs are cropped to squares around their middle."""
+    """Return a scene as an RGB image."""
     image = Image.new("RGB", (mosaic.side, mosaic.side), mosaic.ground)
     for tile in mosaic.tiles:
-        left, top, right, bottom = tile.box
         with Image.open(tile.path) as opened:
-            size = (right - left, bottom - top)
-            image.paste(ImageOps.fit(opened.convert("RGB"), size, Image.Resampling.BICUBIC), (left, top))
+            photograph = opened.convert("RGB")
+        share, across, down = tile.part
+        edge = round(min(photograph.size) * share)
+        left, top = round((photograph.width - edge) * across), round((photograph.height - edge) * down)
+        size = tile.box[2] - tile.box[0]
+        shown = photograph.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + edge, top + edge))
+        image.paste(ImageOps.mirror(shown) if tile.mirrored else shown, tile.box[:2])
     return image

@@ -56,7 +56,7 @@ STAGES = (
 )
 WARMUP = 30
 #: Scenes that the projector is solved on, by side.
-SOLVED_ON = {168: 512, 336: 128}
+SOLVED_ON = {168: 640, 336: 96}
 VALIDATE_EVERY, VALIDATION_SEQUENCES, LOG_EVERY, SAVE_SECONDS = 200, 24, 10, 180
 
 
