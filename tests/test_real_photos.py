@@ -17,6 +17,8 @@ import teach
 from asking import NUMBERS, RELATIONS, TASKS, Asker
 from assemble import build_model, build_processor
 from batches import SINGLE, Examples
+from draw_questions import draw, rows
+from export_model import merge
 from kinds import NAMES, find_photographs, new_kinds
 from learner import Learner
 from mosaics import SORTS, draw_mosaic, render
@@ -291,6 +293,36 @@ def test_training_resumes_with_the_same_numbers(folder, tmp_path, monkeypatch):
     # The mean of the loss begins anew with each piece, so only the first rows are the same.
     assert log[:3] == log_again[:3]
     assert log[1]["loss"] != log[6]["loss"]
+
+
+def test_a_model_with_its_lora_merged_answers_like_the_one_that_learnt(photographs):
+    model, processor = make_model()
+    learner = Learner(model)
+    learner.adopt({name: torch.randn_like(value) * 0.05 for name, value in learner.weights().items()})
+    question = [[("Do you see a tick?", "no")]]
+    packed, features = Packer(processor, 144).pack(1, question), torch.randn(1, 144, 64)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        expected = learner.logits(features, packed)
+    merged, _ = make_model()
+    merge(merged, {name: value.detach() for name, value in learner.weights().items()})
+    with torch.no_grad():
+        visual = merged.model.multi_modal_projector(features)
+        words = merged.get_input_embeddings()(packed.ids)
+        words = words.masked_scatter((packed.ids == merged.config.image_token_id)[..., None], visual)
+        logits = merged(inputs_embeds=words).logits[packed.targets != IGNORED]
+    assert torch.nn.functional.cosine_similarity(logits, expected).min() > 0.999
+
+
+def test_the_test_has_every_answer_as_often(folder, photographs):
+    held_out = find_photographs(folder, "test")
+    questions = draw(held_out, per_task=24)
+    assert [question.task for question, _ in questions] == list(TASKS) * 24
+    for task, answers in {"existence": 2, "relation": 2, "count": 4, "pair": 4}.items():
+        counts = Counter(question.answer for question, _ in questions if question.task == task)
+        assert set(counts.values()) == {24 // answers}
+    asked, evidence = zip(*rows(questions, KINDS), strict=True)
+    assert len({row["id"] for row in asked}) == len(asked) and any(row["new"] for row in evidence)
+    assert all(0 <= edge <= 1 for row in evidence for _, box in row["evidence"] for edge in box)
 
 
 def test_every_task_is_asked_about():

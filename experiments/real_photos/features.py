@@ -1,11 +1,12 @@
 """What the vision tower makes of scenes, encoded ahead and kept on disk.
 
 The tower is frozen, so it sees each scene once. A file holds the features of `SHARD` scenes and appears when it is
-whole; whoever needs one that is not there encodes it.
+whole; whoever needs one that is not there, or that is of other scenes, encodes it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kinds import Split
-from mosaics import draw_mosaic, render
+from mosaics import Mosaic, draw_mosaic, render
 
 SHARD, BATCH = 32, 8
 
@@ -49,19 +51,29 @@ class Features:
 
     def _load(self, side: int, shard: int) -> Tensor:
         path = self.folder / f"{self.split}-{side}" / f"{shard:05}.safetensors"
-        if not path.exists():
-            numbers = range(shard * SHARD, (shard + 1) * SHARD)
-            found = [self.encode(numbers[first : first + BATCH], side) for first in range(0, SHARD, BATCH)]
+        numbers = range(shard * SHARD, (shard + 1) * SHARD)
+        mosaics = [draw_mosaic(number, self.photographs, self.split, side) for number in numbers]
+        seen = self._seen(mosaics)
+        if not path.exists() or _noted(path) != seen:
+            found = [self.encode(mosaics[first : first + BATCH]) for first in range(0, SHARD, BATCH)]
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{os.getpid()}")
-            save_file({"features": torch.cat(found)}, temporary)
+            save_file({"features": torch.cat(found)}, temporary, {"seen": seen})
             os.replace(temporary, path)
         return load_file(path)["features"]
 
+    def _seen(self, mosaics: Sequence[Mosaic]) -> str:
+        """Return what changes when scenes, or the layer that is read, do."""
+        drawn = [
+            (mosaic.ground, [(tile.path.parts[-2:], tile.box, tile.part, tile.mirrored) for tile in mosaic.tiles])
+            for mosaic in mosaics
+        ]
+        return hashlib.sha256(repr((self.model.config.vision_feature_layer, drawn)).encode()).hexdigest()
+
     @torch.no_grad()
-    def encode(self, numbers: Sequence[int], side: int) -> Tensor:
+    def encode(self, mosaics: Sequence[Mosaic]) -> Tensor:
         """Return the features (scenes, patches, width) of scenes, as the model itself would read them."""
-        images = [render(draw_mosaic(number, self.photographs, self.split, side)) for number in numbers]
+        images, side = [render(mosaic) for mosaic in mosaics], mosaics[0].side
         size = {"height": side, "width": side}
         pixels = self.images(images, size={"shortest_edge": side}, crop_size=size, return_tensors="pt")["pixel_values"]
         tower = self.model.model.vision_tower
@@ -69,3 +81,8 @@ class Features:
         # Like the model: a layer's output as it is, without the class token.
         layer = seen.hidden_states[self.model.config.vision_feature_layer]
         return layer[:, 1:].to("cpu", torch.bfloat16).contiguous()
+
+
+def _noted(path: Path) -> str | None:
+    with safe_open(path, "pt") as opened:
+        return opened.metadata().get("seen")

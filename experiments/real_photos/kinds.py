@@ -55,7 +55,7 @@ def find_photographs(folder: Path, split: Split) -> dict[str, list[Path]]:
     folder : Path
         One folder per class, as Caltech-101 is laid out; only those in `NAMES` are used.
     split : {"train", "test"}
-        Every fifth photograph of a folder, by a digest of its name, belongs to the test.
+        A fifth of the photographs of a folder, those whose names have the lowest digests, belong to the test.
 
     Raises
     ------
@@ -64,16 +64,16 @@ def find_photographs(folder: Path, split: Split) -> dict[str, list[Path]]:
     """
     found: dict[str, list[Path]] = {}
     for label, name in NAMES.items():
-        paths = sorted(path for path in (folder / label).glob("*") if path.suffix.lower() in SUFFIXES)
+        paths = sorted((path for path in (folder / label).glob("*") if path.suffix.lower() in SUFFIXES), key=_digest)
         if not paths:
             raise ValueError(f"{folder} holds no photographs of {label}; give the folder that Caltech-101 lies in")
-        held_out = split == "test"
-        found.setdefault(name, []).extend(path for path in paths if (_digest(path) % TEST_SHARE == 0) == held_out)
+        held_out = -(-len(paths) // TEST_SHARE)
+        found.setdefault(name, []).extend(paths[:held_out] if split == "test" else paths[held_out:])
     return dict(sorted(found.items()))
 
 
-def _digest(path: Path) -> int:
-    return int(hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).hexdigest()[:8], 16)
+def _digest(path: Path) -> str:
+    return hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).hexdigest()
 
 
 def new_kinds(kinds: Sequence[str], task: str) -> frozenset[str]:
