@@ -152,9 +152,8 @@ def resample(tower: Dinov2Model, side: int) -> Dinov2Model:
 def load_decoder(path: Path) -> tuple[LlamaForCausalLM, Any]:
     """Return the language model of a GGUF file, in float32, and its tokenizer."""
     quantised = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    config = LlamaConfig(**{k: v for k, v in quantised.config.to_dict().items() if not k.startswith("_")})
-    # A model that was loaded from GGUF cannot be saved; one that has its weights can.
-    fresh = LlamaForCausalLM(config)
+    # A model that was loaded from GGUF remembers it and cannot be saved; one that has its weights can.
+    fresh = LlamaForCausalLM(LlamaConfig.from_pretrained(path.parent, gguf_file=path.name))
     fresh.load_state_dict(quantised.state_dict())
     return fresh, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
