@@ -64,7 +64,7 @@ def photos(tmp_path_factory):
     whole = (folder / "2.png").read_bytes()
     (folder / "2.png").write_bytes(whole[: len(whole) // 2])
     (folder / "5.png").unlink()
-    Image.new("1", (8001, 8000)).save(folder / "7.png")
+    Image.new("1", (11000, 11000)).save(folder / "7.png")
     path = folder / "questions.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
