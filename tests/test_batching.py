@@ -30,7 +30,7 @@ ROWS = 11
 BROKEN = {
     "2": "cannot be read, the file may be cut short",
     "5": "does not exist",
-    "7": "more than 64,000,000; scale it",
+    "7": "more than 120,000,000; scale it",
 }
 
 
