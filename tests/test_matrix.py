@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from test_decoder_thinning import THINNED, deep
 from test_threads import at_once
-from zoo_of_models import CASES
+from zoo_of_models import CASES, IMAGE, VIDEO
 from zooprune import get_pruner, list_pruners, prune
 from zooprune.encoding import remembering_encodings
 from zooprune.families import Family, find_family
@@ -159,3 +160,20 @@ def test_methods_that_say_they_merge_do():
         if pruner_class(name).merges:
             report = prefill(model, find_family(model), configured(name, 3), Policy(), inputs).report
             assert report.images[0].selection.into is not None
+
+
+@pytest.mark.parametrize("family", THINNED)
+def test_every_method_inside_on_every_family(family):
+    case, model = CASES[family], deep(family)
+    inputs = case.make(model, [[0], [case.kinds - 1, 0], []])
+    options = {"max_new_tokens": 2, "do_sample": False, "suppress_tokens": [IMAGE, VIDEO]}
+    for name in list_pruners("inside the language model"):
+        for keep in (None, 0.5):
+            with prune(model, None, inside=get_pruner(name, keep=keep)) as session:
+                output = model.generate(**inputs, **options)
+            assert torch.equal(output[:, :-2], inputs["input_ids"])
+            (report,) = session.reports
+            for image in report.images:
+                assert max(image.read) == image.kept == image.total
+                off = 0.5 if get_pruner(name).is_exact() else image.kept / 8
+                assert keep is None or abs(image.average - Budget(keep).count(image.total)) <= off
