@@ -49,6 +49,13 @@ class Learner:
         self.average = {name: value.detach().clone() for name, value in self.weights().items()}
         self.optimizer = torch.optim.AdamW(self.weights().values(), betas=(0.9, 0.98), weight_decay=0.0)
 
+    def attend(self, plain: bool) -> None:
+        """Compute the decoder's attention in plain steps; on a CPU that is faster while sequences are short."""
+        wanted = "eager" if plain else "sdpa"
+        decoder = self.model.model.language_model
+        if decoder.config._attn_implementation != wanted:
+            decoder.set_attn_implementation(wanted)
+
     def weights(self) -> dict[str, torch.nn.Parameter]:
         """Return what is learnt, by name."""
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from asking import TASKS
+from assemble import SIDE
 from batches import Batch, Examples, tasks_of
 from features import Features
 from kinds import find_photographs
@@ -147,6 +148,7 @@ def train(
         bar = progress.add_task("training", total=total, completed=done)
         for step in range(done, last):
             stage, within, first = _place(step)
+            learner.attend(plain=stage.side < SIDE and learner.device.type == "cpu")
             pair = within % stage.pairs == stage.pairs - 1
             _, visual, packed = lessons.draw(stage, first, stage.sequences, pair)
             loss = learner.step(visual, packed, learning_rate(stage, within))
