@@ -121,7 +121,11 @@ def main() -> None:
         "questions": fingerprint(examples),
         "weights": {arguments.model: model_version(arguments.model)},
         "settings": {arguments.model: [setting.described for setting in settings]},
+        "batch": arguments.batch,
         "timed": arguments.timed,
+        "max-new-tokens": LONGEST_ANSWER,
+        "dtype": "auto",
+        "device": "auto",
     }
     results = Results(arguments.out, configuration)
     subject = Subject(arguments.model, *load_model(arguments.model), LONGEST_ANSWER)
