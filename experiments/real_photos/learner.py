@@ -18,8 +18,6 @@ from packing import IGNORED, Packed
 
 RANK, ALPHA = 16, 32
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-#: The average of the weights that is exported follows them by so much a step.
-FOLLOW = 0.01
 
 
 class Learner:
@@ -81,8 +79,8 @@ class Learner:
             ).last_hidden_state
             return self.model.lm_head(hidden[packed.targets.to(self.device) != IGNORED]).float()
 
-    def step(self, features: Tensor, packed: Packed, rate: float) -> float:
-        """Take a step of gradient descent and return the loss before it."""
+    def step(self, features: Tensor, packed: Packed, rate: float, follow: float) -> float:
+        """Take a step of gradient descent, let the average follow by that share, and return the loss before it."""
         loss = F.cross_entropy(self.logits(features, packed), wanted(packed).to(self.device))
         loss.backward()
         weights = self.weights()
@@ -93,7 +91,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, value in weights.items():
-                self.average[name].lerp_(value, FOLLOW)
+                self.average[name].lerp_(value, follow)
         return float(loss.detach())
 
     @torch.no_grad()

@@ -56,6 +56,8 @@ STAGES = (
     Stage("full size", side=336, steps=2000, sequences=4, questions=20, rate=5e-4, final=0.0),
 )
 WARMUP = 30
+#: The average of the weights that is validated and exported follows them by so much a step, and by more at first.
+FOLLOW = 0.01
 #: Scenes that the projector is solved on, by side.
 SOLVED_ON = {168: 640, 336: 96}
 VALIDATE_EVERY, VALIDATION_SEQUENCES, LOG_EVERY, SAVE_SECONDS = 200, 24, 10, 180
@@ -151,7 +153,7 @@ def train(
             learner.attend(plain=stage.side < SIDE and learner.device.type == "cpu")
             pair = within % stage.pairs == stage.pairs - 1
             _, visual, packed = lessons.draw(stage, first, stage.sequences, pair)
-            loss = learner.step(visual, packed, learning_rate(stage, within))
+            loss = learner.step(visual, packed, learning_rate(stage, within), follow=max(FOLLOW, 2 / (step + 2)))
             running = loss if running is None else 0.95 * running + 0.05 * loss
             progress.update(bar, advance=1, description=f"{stage.name}, loss {running:.3f}")
             done = step + 1
