@@ -141,6 +141,22 @@ def test_an_example_is_a_click_and_own_pictures_reach_nobody_else(visit, tmp_pat
     assert alert.inner_text() == "bad.png is not an image Pillow can read; convert it to PNG or JPEG."
 
 
+def test_a_file_that_is_too_large_is_refused_before_it_is_sent(visit, tmp_path):
+    large, small = tmp_path / "large.png", tmp_path / "small.png"
+    large.write_bytes(bytes(20_000_001))
+    Image.effect_noise((200, 150), 90).convert("RGB").save(small)
+    page = visit()
+    chosen = page.locator("#pictures input[type=file]")
+    chosen.set_input_files(large)
+    alert = page.get_by_role("alert").filter(has_text="large.png")
+    alert.wait_for()
+    assert alert.inner_text() == "large.png is larger than 20 MB; scale it down first."
+    assert not any("upload" in url for url in page.elsewhere)
+    chosen.set_input_files(small)
+    page.get_by_alt_text(re.compile("small.png: the 64 patches")).wait_for()
+    assert page.get_by_role("alert").filter(has_text="large.png").count() == 0
+
+
 def test_a_model_that_is_none_gets_a_sentence(visit):
     page = visit()
     page.get_by_role("button", name=re.compile("^Model")).click()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import sys
 import time
 import traceback
@@ -16,7 +17,15 @@ from typing import Any
 import gradio as gr
 
 from zooprune.app import fragments
-from zooprune.app.pictures import MAX_MEGABYTES, MAX_PICTURES, Picture, example_ids, load_example, read_pictures
+from zooprune.app.pictures import (
+    MAX_MEGABYTES,
+    MAX_PICTURES,
+    Picture,
+    example_ids,
+    load_example,
+    read_pictures,
+    too_large,
+)
 from zooprune.app.record import as_json, as_png
 from zooprune.app.settings import MAX_QUESTION, Settings
 from zooprune.app.workbench import Look, Workbench
@@ -51,6 +60,30 @@ _SAVE = """(file) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }"""
+
+#: Refuse files that are too large before Gradio sees them: it would refuse them with a sentence of its own.
+_REFUSE = """() => {
+  const refuse = (event, files) => {
+    document.querySelector("#refused")?.remove();
+    const large = [...(files ?? [])].find((file) => file.size > LIMIT);
+    if (!large) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const told = document.createElement("p");
+    told.id = "refused";
+    told.className = "zoo-alert";
+    told.setAttribute("role", "alert");
+    told.textContent = SENTENCE.replace("NAME", () => large.name) + ".";
+    document.querySelector("#pictures").after(told);
+  };
+  document.addEventListener("change", (event) => {
+    if (!event.target.matches("#pictures input[type=file]")) return;
+    refuse(event, event.target.files);
+  }, true);
+  document.addEventListener("drop", (event) => {
+    if (event.target.closest("#pictures")) refuse(event, event.dataTransfer.files);
+  }, true);
+}""".replace("LIMIT", str(MAX_MEGABYTES * 1_000_000)).replace("SENTENCE", json.dumps(too_large("NAME")))
 
 
 def theme() -> gr.themes.Base:
@@ -141,6 +174,7 @@ def build(bench: Workbench, name: str, *, choose_model: bool) -> gr.Blocks:
         if choose_model:
             changed = [*drawn, model, method, against]
             gr.on([load.click, wanted.submit], does.load, [wanted, *set_], changed, **in_turn)
+        page.load(None, js=_REFUSE)
         page.load(does.restore, None, [*drawn, *fields], **in_turn)
     page.queue(max_size=64, api_open=False)
     return page

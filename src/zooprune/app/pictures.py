@@ -69,6 +69,11 @@ class Example:
     pictures: tuple[Picture, ...]
 
 
+def too_large(name: str) -> str:
+    """Return what a visitor is told of a file that is too large."""
+    return f"{name} is larger than {MAX_MEGABYTES} MB; scale it down first"
+
+
 def read_pictures(paths: Sequence[str | Path]) -> tuple[Picture, ...]:
     """Read uploaded files, without decoding them.
 
@@ -84,7 +89,7 @@ def read_pictures(paths: Sequence[str | Path]) -> tuple[Picture, ...]:
         try:
             size = path.stat().st_size
             if size > MAX_MEGABYTES * 1_000_000:
-                raise ValueError(f"{path.name} is larger than {MAX_MEGABYTES} MB; scale it down first")
+                raise ValueError(too_large(path.name))
             found.append(Picture(path.name, path.read_bytes()))
         except OSError:
             # Uploads are deleted after an hour.
