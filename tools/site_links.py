@@ -1,8 +1,8 @@
-"""Lets pages of the site link to files of the repository outside docs/: a hook of mkdocs, named in mkdocs.yml.
+"""Let pages of the site link to files outside docs/. mkdocs runs this hook, and mkdocs.yml names it.
 
-A link such as ``../benchmarks/results/x.json`` works where the repository is shown. So that it works on the site as well,
-the file becomes part of the site, under ``repository/``. Markdown files there become pages, whose links are followed in
-turn. A link to a file that does not exist is left alone, and a strict build refuses it.
+A link such as ``../benchmarks/results/x.json`` works where the repository is shown. To make it work on the site as well,
+the file becomes part of the site, under ``repository/``. Markdown files there become pages, and their links are followed
+in turn. A link to a file that does not exist is left alone, and a strict build refuses it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)#\s]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what pages link to outside docs/, and what those files link to in turn."""
+    """Add the files outside docs/ that pages link to, and the files that these link to in turn."""
     waiting = [f"{DOCS}/{file.src_uri}" for file in files.documentation_pages()]
     known = set(waiting)
     while waiting:
@@ -38,7 +38,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Return the page with links that lead to where the site has the files."""
+    """Return the page with links to the places that files have on the site."""
     place = page.file.src_uri
     origin = place.removeprefix(f"{OUTSIDE}/") if place.startswith(f"{OUTSIDE}/") else f"{DOCS}/{place}"
 

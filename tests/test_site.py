@@ -1,0 +1,81 @@
+"""What the documentation site says about the code: error sentences that exist, and all public names."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zooprune.pruners import Pruner
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+#: Stands for what a sentence fills in.
+FILLED = "…"
+
+
+def sentences() -> set[str]:
+    """Return all texts of the source; what f-strings fill in is FILLED."""
+    found = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.add("".join(part.value if isinstance(part, ast.Constant) else FILLED for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+    return found
+
+
+def explained() -> list[str]:
+    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    return re.findall(r"^\*\*`(.*)`\*\*$", text, re.M)
+
+
+def test_error_sentences_on_the_page_are_those_of_the_source():
+    known = sentences()
+    unknown = [quoted for quoted in explained() if not any(quoted.removesuffix(FILLED) in text for text in known)]
+    assert len(explained()) > 40
+    assert not unknown
+
+
+#: Names on the page of the reference, and which of them cannot be imported without VLMEvalKit.
+PATHS = re.findall(r"^::: (\S+)$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.M)
+ELSEWHERE = "zooprune.integrations.vlmevalkit."
+
+
+def named(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.fixture(scope="module")
+def documented() -> list[Any]:
+    """What the reference shows; most of it can be imported from several places."""
+    return [named(path) for path in PATHS if not path.startswith(ELSEWHERE)]
+
+
+@pytest.mark.parametrize("module", ["zooprune", "zooprune.selection", "zooprune.sensitivity", "zooprune.batching"])
+def test_the_reference_has_every_public_name(module, documented):
+    for name in importlib.import_module(module).__all__:
+        value = named(f"{module}.{name}")
+        # Modules have a row of their own in this test.
+        assert inspect.ismodule(value) or value in documented, name
+
+
+def test_the_reference_has_what_the_pages_import(documented):
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")]
+    imports = re.compile(r"^from (zooprune[\w.]*) import ([\w, ]+)$", re.M)
+    for page in pages:
+        for module, names in imports.findall(page.read_text(encoding="utf-8")):
+            for path in (f"{module}.{name}" for name in names.split(", ")):
+                assert path in PATHS or is_method(named(path)) or named(path) in documented, f"{page.name}: {path}"
+
+
+def is_method(value: Any) -> bool:
+    """Return whether it is a class of a method, whose options docs/methods.md shows."""
+    return inspect.isclass(value) and issubclass(value, Pruner)
