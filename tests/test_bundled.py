@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -253,14 +252,3 @@ def test_loading_draws_no_random_numbers(bundled):
     state = torch.get_rng_state()
     zooprune.load_bundled()
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_the_readme_example_runs(capsys):
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    example, chat = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    names = {}
-    exec(compile(example, "README.md", "exec"), names)
-    answer, selection = capsys.readouterr().out.split("\n", 1)
-    assert answer == demo_scene()[2] and selection.startswith("Selection(")
-    exec(compile(chat, "README.md", "exec"), names)
-    assert names["second"].shape[1] > names["ids"].shape[1] > names["first"].sequences.shape[1]
