@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
+import json
 import re
 import shlex
 import textwrap
@@ -22,14 +23,16 @@ import pyarrow.parquet
 import pytest
 import typer
 
-from zooprune import cli
+from zooprune import cli, list_pruners
 from zooprune.bundled import demo_scene
 from zooprune.data.examples import Example
 from zooprune.evaluation.runner import Results, Subject, evaluate, grid
 from zooprune.plan import Plan
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = ("docs", "training", "recipes")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))
 FENCE = re.compile(
     r"(?:^ *<!-- not run: (?P<why>[^\n]+?) -->\n)?"
     r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
@@ -208,3 +211,17 @@ def test_links_lead_to_files_and_headings(page):
 def test_the_quickstart_answers(names, capsys):
     exec(in_python(run=True)[0].code(), {})
     assert capsys.readouterr().out.splitlines()[0] == demo_scene()[2]
+
+
+def test_the_table_of_methods_holds_the_newest_figures():
+    newest = max((ROOT / "benchmarks" / "results").glob("methods-*.json"))
+    figures = {
+        (row["method"], row["keep"], row["dropped"]): f"{100 * row['accuracy']['all']:.1f}"
+        for row in json.loads(newest.read_text())["rows"]
+    }
+    rows = re.findall(r"^\| (\w+) \| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    shown = {name: cells.replace("*", "").split(" | ") for name, cells in rows if name in list_pruners()}
+    columns = [(64, "discard"), (64, "stand in"), (16, "discard"), (16, "stand in")]
+    # Variants of a method, such as zoo(centred=True), have a table of their own.
+    measured = {name for name, *_ in figures} & set(list_pruners())
+    assert shown == {name: [figures[(name, *column)] for column in columns] for name in measured}
