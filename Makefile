@@ -17,11 +17,14 @@ VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check install --quie
 DEVICE ?= cpu
 SHAPES ?= small
 
+# Which extras `make release-check` tries: all, unless named. "none" is the wheel without an extra.
+EXTRAS_TO_TRY ?=
+
 # Which modules `make mutants` changes, of those named in pyproject.toml, and for how many seconds at most.
 MUTATE ?= zooprune.budgeting.* zooprune.compaction.* zooprune.selection.* zooprune.sensitivity.*
 MUTATE_LIMIT ?= 3000
 
-.PHONY: help demo test test-extras test-ray test-app test-harness test-vllm bench lint docs methods-page structure mutants format clean
+.PHONY: help demo test test-extras test-ray test-app test-harness test-vllm bench lint docs methods-page structure mutants format release-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +42,7 @@ help:
 	@echo "make structure  print which part of the package imports which"
 	@echo "make mutants  change the code in many small ways and list the changes that no test notices (MUTATE='zooprune.selection.*')"
 	@echo "make format  rewrite the code in the project's style"
+	@echo "make release-check  build, then try the wheel with each extra in bare environments (EXTRAS_TO_TRY='none app')"
 	@echo "make clean   remove the environment and caches"
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -174,6 +178,13 @@ mutants: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Several gigabytes where torch comes built for GPUs, deleted at the end. pyenv shows two Pythons to it with
+# PYENV_VERSION=3.11:3.10:3.13.
+release-check: export OMP_NUM_THREADS ?= 1
+release-check: $(VENV)/installed
+	@$(PIP) twine
+	$(BIN)/python tools/release_check.py $(EXTRAS_TO_TRY)
 
 clean:
 	rm -rf $(VENV) $(EXTRAS) $(RAY) $(PAGE) $(HARNESS) $(VLLM) $(DOCS) site mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

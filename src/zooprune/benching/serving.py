@@ -144,7 +144,7 @@ def load(
     try:
         import openai
     except ImportError:
-        raise ImportError("openai is needed to load a server; run: pip install openai") from None
+        raise ImportError("openai is needed to load a server; run: pip install 'zooprune[report]'") from None
     base = url.rstrip("/").removesuffix("/v1") + "/v1"
     try:
         if model is None:
