@@ -39,7 +39,7 @@ class Setting:
     keep : int or float, optional
         Tokens per image or a share of them; None with "none".
     seed : int, optional
-        For methods that draw.
+        For methods that draw random numbers.
     options : dict
         Further fields of the method.
     policy : Policy
@@ -93,7 +93,7 @@ def grid(
     *,
     sensitivity: Sensitivity = "closed form",
 ) -> list[Setting]:
-    """Return the unpruned model and every method with every budget and policy; seeds only for methods that draw.
+    """Return the unpruned model and every method with every budget and policy; seeds only where a method draws.
 
     Parameters
     ----------

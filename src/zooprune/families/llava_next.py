@@ -28,7 +28,7 @@ class LlavaNext(Family):
     def encode(
         self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
     ) -> Encoded:
-        """Encode the tiles, and send what the projector read through the packing that its output went through."""
+        """Encode the tiles, and pack the projector's inputs the way the model packs its outputs."""
         inner = model.model
         projector = inner.multi_modal_projector
         output, seen, patches = self.forward(

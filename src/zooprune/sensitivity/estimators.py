@@ -1,4 +1,4 @@
-"""How far a projector's output moves when a visual token is nudged: three estimators of one quantity.
+"""How strongly a small change to a visual token changes the projector's output: three estimators of one quantity.
 
 The sensitivity of a token x is E_u ||J(x) u|| over unit directions u, with J the projector's Jacobian (ZOO-Prune,
 arXiv 2509.24837, Eq. 2-4 and Proposition 3.1). Everything here runs in float32 whatever the model's dtype: in half
@@ -55,7 +55,7 @@ def finite_difference(
     directions : int or Tensor, (m, d_vision)
         How many unit directions to draw, or the vectors themselves, brought to unit length. All tokens share them.
     step : float
-        How far to nudge, in the features' own units (h in the paper). A quantised module that can only run as it
+        Length of the step, in the features' own units (h in the paper). A quantised module that can only run as it
         stands bears no small steps: there the step is at least the spacing of its numbers to the power of 1/3, times
         the root mean square of the features' norms.
     seed : int

@@ -249,7 +249,7 @@ def _new_grams(projector: nn.Module) -> Grams:
 
 def _measured(projector: nn.Module, form: Form, grams: Grams) -> Form:
     """Return the form with its correlation filled in."""
-    # Alike as they are, such tokens are harder to tell apart than those of an image.
+    # Random tokens differ less than an image's, so this is the harder test.
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(_PROBES, _parts(projector).d_vision, generator=generator, dtype=torch.float32, device="cpu")
     probes = probes.to(grams[0][0].device)
