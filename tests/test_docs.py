@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
-import json
 import re
 import shlex
 import textwrap
@@ -23,7 +22,7 @@ import pyarrow.parquet
 import pytest
 import typer
 
-from zooprune import cli, list_pruners
+from zooprune import cli
 from zooprune.bundled import demo_scene
 from zooprune.data.examples import Example
 from zooprune.evaluation.runner import Results, Subject, evaluate, grid
@@ -211,17 +210,3 @@ def test_links_lead_to_files_and_headings(page):
 def test_the_quickstart_answers(names, capsys):
     exec(in_python(run=True)[0].code(), {})
     assert capsys.readouterr().out.splitlines()[0] == demo_scene()[2]
-
-
-def test_the_table_of_methods_holds_the_newest_figures():
-    newest = max((ROOT / "benchmarks" / "results").glob("methods-*.json"))
-    figures = {
-        (row["method"], row["keep"], row["dropped"]): f"{100 * row['accuracy']['all']:.1f}"
-        for row in json.loads(newest.read_text())["rows"]
-    }
-    rows = re.findall(r"^\| (\w+) \| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
-    shown = {name: cells.replace("*", "").split(" | ") for name, cells in rows if name in list_pruners()}
-    columns = [(64, "discard"), (64, "stand in"), (16, "discard"), (16, "stand in")]
-    # Variants of a method, such as zoo(centred=True), have a table of their own.
-    measured = {name for name, *_ in figures} & set(list_pruners())
-    assert shown == {name: [figures[(name, *column)] for column in columns] for name in measured}

@@ -12,6 +12,10 @@ def test_the_page_is_up_to_date():
     assert methods_page.PAGE.read_text(encoding="utf-8") == methods_page.page(), "run: make methods-page"
 
 
+def test_the_table_of_the_readme_is_up_to_date():
+    assert methods_page.README.read_text(encoding="utf-8") == methods_page.readme(), "run: make methods-page"
+
+
 def test_every_method_has_a_row_and_a_section():
     lines = methods_page.page().splitlines()
     for name in list_pruners():
@@ -26,9 +30,9 @@ def test_figures_are_read_from_the_newest_file_and_averaged_over_seeds(tmp_path,
     others = [row | {"accuracy": {"all": 0.7}}, row | {"keep": 16, "accuracy": {"all": 0.1}}]
     (results / "methods-2025-12-31.json").write_text(json.dumps({"rows": [row]}))
     monkeypatch.setattr(methods_page, "ROOT", tmp_path)
-    assert methods_page.measured()[1] == {("random", "discard"): 50.0}
+    assert methods_page.measured()[1] == {("random", "discard", 64): 50.0}
     (results / "methods-2026-01-01.json").write_text(json.dumps({"rows": [row, *others]}))
-    assert methods_page.measured()[1] == {("random", "discard"): 60.0}
+    assert methods_page.measured()[1] == {("random", "discard", 64): 60.0, ("random", "discard", 16): 10.0}
 
 
 def test_marks_of_markdown_are_escaped_outside_of_code():

@@ -1,18 +1,26 @@
-"""Write docs/methods.md from the registry and from the newest figures: make methods-page."""
+"""Write docs/methods.md from the registry and the newest figures, and the table in README.md: make methods-page."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from zooprune import list_pruners
 from zooprune.catalogue import Entry, catalogue
 
+#: Accuracy in percent by method, what becomes of dropped tokens, and budget.
+Figures = dict[tuple[str, str, int], float]
+
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "methods.md"
-KEEP = 64
+PAGE, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
+#: The budgets that all methods were measured with; the first is that of the page's table.
+BUDGETS = (64, 16)
+KEEP = BUDGETS[0]
+#: What stands around the table in README.md.
+BEGIN, END = "<!-- begin: make methods-page writes this table -->\n", "<!-- end -->"
 #: Heading, and what becomes of dropped tokens.
 POLICIES = (("discarding", "discard"), ("standing in", "stand in"))
 
@@ -45,6 +53,30 @@ question says little about a method: the table has the accuracy on all questions
 
 def main() -> None:
     PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(readme(), encoding="utf-8")
+
+
+def readme() -> str:
+    """Return README.md with the newest table of quality."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    columns = [(keep, dropped) for keep in BUDGETS for _, dropped in POLICIES]
+    figures = measured()[1]
+    names = {name for name, _, _ in figures} & set(list_pruners())
+    # The best first, by the first column.
+    ranked = sorted(names, key=lambda name: (-figures.get((name, columns[0][1], KEEP), 0), name))
+    lines = [
+        f"| method | {' | '.join(f'{keep}, {dropped}' for keep, dropped in columns)} |",
+        "|---|" + "---:|" * len(columns),
+        *(f"| [{name}](docs/methods.md#{name}) | {' | '.join(cells(figures, name, columns))} |" for name in ranked),
+    ]
+    return before + BEGIN + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+
+
+def cells(figures: Figures, name: str, columns: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """Yield the figures of a method, empty where it was not measured."""
+    for keep, dropped in columns:
+        value = figures.get((name, dropped, keep))
+        yield "" if value is None else f"{value:.1f}"
 
 
 def page() -> str:
@@ -57,32 +89,29 @@ def page() -> str:
     )
     lines = [HEAD.format(keep=KEEP, measured=accuracy), *table(entries, figures)]
     for entry in entries:
-        lines += ["", f"## {entry.name}", "", *section(entry)]
+        lines += ["", f"## {entry.name}", "", *section(entry, figures)]
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 
 
-def measured() -> tuple[Path, dict[tuple[str, str], float]]:
-    """Return the newest file of figures, and accuracy in percent by method and by what becomes of dropped tokens."""
+def measured() -> tuple[Path, Figures]:
+    """Return the newest file of figures, and what it holds."""
     folder = ROOT / "benchmarks" / "results"
     source = max(folder.glob("methods-*.json"))
     rows: list[dict[str, Any]] = json.loads(source.read_text())["rows"]
-    figures = {}
-    for _, dropped in POLICIES:
-        asked = [row for row in rows if (row["dropped"], row["keep"]) == (dropped, KEEP)]
-        for method in {row["method"] for row in asked}:
-            # Methods that draw have a row per seed.
-            values = [100 * row["accuracy"]["all"] for row in asked if row["method"] == method]
-            figures[method, dropped] = mean(values)
-    return source, figures
+    values: dict[tuple[str, str, int], list[float]] = {}
+    for row in rows:
+        # Methods that draw have a row per seed.
+        values.setdefault((row["method"], row["dropped"], row["keep"]), []).append(100 * row["accuracy"]["all"])
+    return source, {arm: mean(found) for arm, found in values.items()}
 
 
-def table(entries: tuple[Entry, ...], figures: dict[tuple[str, str], float]) -> Iterator[str]:
+def table(entries: tuple[Entry, ...], figures: Figures) -> Iterator[str]:
     """Yield the lines of the table."""
     headings = ["method", "paper", "year", "where", "reads", "question", "count", "merges", "seed", "families"]
     yield f"| {' | '.join([*headings, *(heading for heading, _ in POLICIES)])} |"
     yield "|" + "---|" * len(headings) + "---:|" * len(POLICIES)
     for one in entries:
-        cells = [
+        facts = [
             f"[{one.name}](#{one.name})",
             f"[{one.arxiv}](https://arxiv.org/abs/{one.arxiv})" if one.arxiv else "",
             str(one.year or ""),
@@ -94,16 +123,22 @@ def table(entries: tuple[Entry, ...], figures: dict[tuple[str, str], float]) -> 
             one.seed,
             one.hosts,
         ]
-        values = [figures.get((one.name, dropped)) for _, dropped in POLICIES]
-        yield f"| {' | '.join([*cells, *('' if value is None else f'{value:.1f}' for value in values)])} |"
+        yield f"| {' | '.join([*facts, *cells(figures, one.name, [(KEEP, dropped) for _, dropped in POLICIES])])} |"
 
 
-def section(entry: Entry) -> Iterator[str]:
+def section(entry: Entry, figures: Figures) -> Iterator[str]:
     """Yield the lines about one method; a paragraph is one line, since a line may begin with what makes a list."""
     for paragraph in (*entry.idea, f"Source: {entry.source}"):
         yield from (as_it_is(paragraph), "")
     for option in entry.options:
         yield f"- `{option.name}` ({as_it_is(option.kind)}; default {option.default}): {as_it_is(option.meaning)}"
+    columns = [(keep, heading, dropped) for keep in BUDGETS for heading, dropped in POLICIES]
+    values = list(cells(figures, entry.name, [(keep, dropped) for keep, _, dropped in columns]))
+    if all(values):
+        told = (
+            f"{value} % ({keep} tokens, {heading})" for value, (keep, heading, _) in zip(values, columns, strict=True)
+        )
+        yield from ("", f"Accuracy on the bundled benchmark: {'; '.join(told)}.")
 
 
 def as_it_is(text: str) -> str:

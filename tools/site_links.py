@@ -1,8 +1,8 @@
 """Let pages of the site link to files outside docs/. mkdocs runs this hook, and mkdocs.yml names it.
 
-A link such as ``../benchmarks/results/x.json`` works where the repository is shown. To make it work on the site, too, the
-file becomes part of the site, under ``repository/``. Markdown files there become pages, and their links are followed in
-turn. A link to a file that does not exist is left alone, and a strict build refuses it.
+A link such as ``../benchmarks/results/x.json`` works where the repository is shown. To make it work on the site, too,
+the file becomes part of the site, under ``repository/``. Markdown files there become pages; their links are followed
+in turn. A link to a file that does not exist is left alone, and a strict build refuses it.
 """
 
 from __future__ import annotations
