@@ -1,4 +1,4 @@
-"""What the documentation site says about the code: error sentences that exist, and all public names."""
+"""What the documentation site says of the code: error sentences that exist, all public names, blocks to copy."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from zooprune.bundled import BUNDLED_FOLDER, demo_scene
 from zooprune.pruners import Pruner
 
 ROOT = Path(__file__).parent.parent
@@ -79,3 +80,24 @@ def test_the_reference_has_what_the_pages_import(documented):
 def is_method(value: Any) -> bool:
     """Return whether it is a class of a method, whose options docs/methods.md shows."""
     return inspect.isclass(value) and issubclass(value, Pruner)
+
+
+def blocks_to_copy() -> list[str]:
+    """Return the blocks of the start page that need a checkpoint and a GPU."""
+    text = (DOCS / "index.md").read_text(encoding="utf-8")
+    return re.findall(r"^<!-- not run: [^\n]* -->\n```python\n(.*?)^```$", text, re.M | re.S)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_blocks_to_copy_run_on_the_bundled_model(number, tmp_path, monkeypatch, capsys):
+    picture, question, answer = demo_scene()
+    picture.save(tmp_path / "photo.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    block = re.sub(r'^name = ".*"$', f"name = {str(BUNDLED_FOLDER)!r}", blocks_to_copy()[number], count=1, flags=re.M)
+    exec(block.replace("cuda", "cpu").replace("What is on the table?", question), {})
+    assert capsys.readouterr().out.strip() == answer
+
+
+def test_every_model_of_the_start_page_has_a_block_of_its_own():
+    names = [re.search(r'^name = "(.*)"$', block, re.M)[1] for block in blocks_to_copy()]
+    assert len(names) == len(set(names)) == 3
