@@ -20,7 +20,8 @@ def _families() -> tuple[Family, ...]:
         found += [
             member()
             for member in members
-            if inspect.isclass(member) and issubclass(member, Family) and member.__module__.endswith(f".{module.name}")
+            # The module comes first: Python 3.10 takes list[int] for a class, but not for a subclass of any.
+            if inspect.isclass(member) and member.__module__.endswith(f".{module.name}") and issubclass(member, Family)
             if not inspect.isabstract(member) and member is not Generic
         ]
     return tuple(found)

@@ -15,7 +15,8 @@ from zooprune.pruners.registry import get_pruner, list_pruners, pruner_class, re
 for _module in pkgutil.iter_modules(__path__):
     _name = f"{__name__}.{_module.name}"
     for _member in list(vars(import_module(_name)).values()):
-        _own = inspect.isclass(_member) and issubclass(_member, Pruner) and _member.__module__ == _name
+        # The module comes first: Python 3.10 takes list[int] for a class, but not for a subclass of any.
+        _own = inspect.isclass(_member) and _member.__module__ == _name and issubclass(_member, Pruner)
         if _own and _member not in (Pruner, InsidePruner, AddOn):
             register(_member)
 
