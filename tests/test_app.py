@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+import real_processors
+from zoo_of_models import llava_next
 from zooprune import app, cli
 from zooprune.app import fragments, pictures
 from zooprune.app.pictures import Picture, example_ids, load_example, read_pictures
@@ -193,12 +195,21 @@ def test_answers_are_shown_for_the_question_and_budget_that_they_are_of(bench):
     assert "Answer</th>" not in fragments.results(elsewhere, answers, None)
 
 
-def test_a_picture_in_tiles_is_not_drawn(bench):
-    look = dataclasses.replace(bench.look(SETTINGS, EXAMPLE.pictures), seen=())
-    shown = fragments.results(look, {}, None)
-    assert "<img" not in shown and "several tiles" in shown and "GFLOPs" in shown
-    with pytest.raises(ValueError, match="download the JSON instead"):
-        as_png(look, {})
+def test_a_model_that_reads_tiles_gets_figures_answers_and_a_sentence_instead_of_drawings(tmp_path):
+    torch.manual_seed(0)
+    for part in (llava_next(), real_processors.llava_next()):
+        part.save_pretrained(tmp_path)
+    bench = Workbench(str(tmp_path), max_new_tokens=2)
+    settings = Settings(str(tmp_path), "w5 w6", against="divprune", keep=5)
+    look = bench.look(settings, EXAMPLE.pictures)
+    answers = {look.key(plan): bench.answer(settings, EXAMPLE.pictures, plan) for plan in (None, look.choices[0].plan)}
+    shown = fragments.results(look, answers, None)
+    assert shown.count("This model reads a picture as several tiles, which this page cannot draw") == 2
+    assert "<img" not in shown and "5 of 88" in shown and "GFLOPs" in shown and "Decode" in shown
+    with pytest.raises(ValueError, match=r"this model reads a picture as several tiles.*download the JSON instead"):
+        as_png(look, answers)
+    (method, _) = json.loads(as_json(look, answers, bench.facts(settings), bench.max_new_tokens))["methods"]
+    assert [len(kept) for kept in method["kept"]] == [5]
 
 
 def test_the_json_is_enough_to_repeat_a_result(bench, bundled):
