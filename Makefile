@@ -101,7 +101,7 @@ $(PAGE)/installed: Makefile constraints.txt tests/app-requirements.txt $(VENV)/i
 test-app: $(PAGE)/installed
 	@command -v chromium > /dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core) \
 	  || (echo "Chromium is needed: install it, so that the command chromium starts it" && exit 2)
-	PYTHONPATH=$(CURDIR)/$(PAGE) $(BIN)/pytest -m app
+	PYTHONPATH=$(CURDIR)/$(PAGE) $(BIN)/pytest -m app tests/test_app_browser.py
 
 # lmms-eval pins and pulls much that nothing here needs, so it gets an environment of its own.
 $(HARNESS)/installed: pyproject.toml constraints.txt recipes/lmms-eval-requirements.txt
