@@ -164,4 +164,4 @@ def test_percentiles_are_values_that_were_measured():
 def test_a_load_needs_a_client(command, monkeypatch):  # noqa: F811
     monkeypatch.setitem(sys.modules, "openai", None)
     code, out, err = command("bench", "serve")
-    assert code == 2 and out == "" and "pip install openai" in err and err.count("\n") == 1
+    assert code == 2 and out == "" and "pip install 'zooprune[report]'" in err and err.count("\n") == 1
