@@ -41,7 +41,6 @@ class Debiased(AddOn):
 
     name: ClassVar[str] = "debiased"
     source: ClassVar[str] = "arXiv 2508.17807"
-    tunable: ClassVar[dict[str, tuple[float, float]]] = {"slope": (0.0, 4.0)}
 
     slope: float = 1.87
 

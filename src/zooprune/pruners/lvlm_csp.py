@@ -62,19 +62,19 @@ class LvlmCsp(InsidePruner):
 
     def schedule(self, visual: int, total: int, depth: int, *, last: bool = True) -> tuple[tuple[int, int | None], ...]:
         """Return how many tokens early, middle and late layers read."""
+        read = None if self.keep is None else Budget(self.keep).count(total) * depth
+        if read is not None and read >= visual * depth:
+            return ()
         numbers = layer_numbers(self.layers, depth)
         if depth < 3:
             raise ValueError(f"{self.name} needs a language model of three layers, and this has {depth}")
         back, few = (numbers[0], max(numbers[-1], numbers[0] + 1)) if numbers[0] < depth - 1 else (depth - 2, depth - 1)
-        if self.keep is None:
+        if read is None:
             return (
                 (0, math.floor(visual * self.representatives)),
                 (back, visual),
                 (few, math.floor(visual * self.ratio)),
             )
-        read = Budget(self.keep).count(total) * depth
-        if read >= visual * depth:
-            return ()
         middle = min(max(1, read // (2 * visual)), few - 1)
         left = (read - middle * visual) / (depth - middle)
         if left < 1:
