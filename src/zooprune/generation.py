@@ -37,8 +37,9 @@ from zooprune.pruners import UNPRUNED, InsidePruner, Pruner, get_pruner
 from zooprune.reports import Report
 from zooprune.sensitivity import weight_cache
 
-#: The first transformers whose models take encoded images (`mm_encoder_outputs`).
-OLDEST_TRANSFORMERS = "5.18.0"
+#: The first transformers whose models take encoded images (`mm_encoder_outputs`), and the first that is too new: its
+#: layers call the cache by another name.
+OLDEST_TRANSFORMERS, TOO_NEW_TRANSFORMERS = "5.18.0", "5.24.0"
 
 #: What hides images from a session, whatever else a call holds.
 _HIDING = {
@@ -107,7 +108,7 @@ def prune(
     Raises
     ------
     ImportError
-        If transformers is older than 5.18.
+        If transformers is older than 5.18, or 5.24 or newer.
     TypeError, ValueError
         If the model, the method or an option is not valid, the model is being pruned already, its tokens cannot
         count several times, or they cannot become fewer inside its language model.
@@ -456,8 +457,6 @@ def _filled(cache: Any) -> bool:
 
 def _check_transformers() -> None:
     installed = importlib.metadata.version("transformers")
-    if Version(installed) < Version(OLDEST_TRANSFORMERS):
-        raise ImportError(
-            f"zooprune needs transformers {OLDEST_TRANSFORMERS} or newer, found {installed}; "
-            "run: pip install -U transformers"
-        )
+    if not Version(OLDEST_TRANSFORMERS) <= Version(installed) < Version(TOO_NEW_TRANSFORMERS):
+        wanted = f"transformers>={OLDEST_TRANSFORMERS},<{TOO_NEW_TRANSFORMERS}"
+        raise ImportError(f"zooprune does not work with transformers {installed}; run: pip install '{wanted}'")
