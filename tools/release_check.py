@@ -77,6 +77,9 @@ TRIES: dict[str, tuple[list[list[str] | str], list[str]]] = {
     "vllm": ([], []),
 }  # fmt: skip
 
+#: No release of vLLM that the extra takes runs there.
+NOT_TRIED = {("3.10", "vllm")}
+
 
 class FailedError(Exception):
     """A sentence about what did not work."""
@@ -222,7 +225,8 @@ def main() -> None:
                 continue
             (work := Path(folder, version)).mkdir()
             try:
-                outcomes[version] = try_python(pythons[version], wheel, extras, work)
+                tried = [extra for extra in extras if (version, extra) not in NOT_TRIED]
+                outcomes[version] = try_python(pythons[version], wheel, tried, work)
             except FailedError as error:
                 outcomes[version] = dict.fromkeys(extras, str(error))
             shutil.rmtree(work)
@@ -230,6 +234,8 @@ def main() -> None:
     for version, python in pythons.items():
         if python is None:
             print(f"Python {version}: not tried, this machine does not have it")
+    for version, extra in NOT_TRIED:
+        print(f"Python {version}, {extra}: not tried, it needs a newer Python")
     for version, found in outcomes.items():
         for extra, wrong in found.items():
             right = "pip finds versions, nothing was run" if extra == "vllm" else "works"
