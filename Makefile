@@ -179,8 +179,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Several gigabytes where torch comes built for GPUs, deleted at the end. pyenv shows two Pythons to it with
-# PYENV_VERSION=3.11:3.10:3.13.
+# Several gigabytes where torch comes built for GPUs, deleted at the end.
 release-check: export OMP_NUM_THREADS ?= 1
 release-check: $(VENV)/installed
 	@$(PIP) twine
