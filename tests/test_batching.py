@@ -313,7 +313,7 @@ def test_failed_rows_are_counted_and_change_the_exit_code(command, photos, plan)
 
 
 def test_a_log_file_gets_a_line_now_and_then(command, photos, plan, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("zooprune.cli._SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("zooprune.cli.terminal._SECONDS_BETWEEN_LINES", 0)
     line = ("batch", "--input", photos, "--output", "out", "--model", plan.model, "--keep", "9", "--batch", "4")
     _, _, err = command(*line)
     lines = err.splitlines()

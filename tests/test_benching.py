@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from test_cli import command  # noqa: F401
 from zooprune import ZooPrune, prune, sensitivity
 from zooprune.benching import QUESTIONS, end_to_end, measure, measuring, paper, serving, shapes
 from zooprune.benching.table import table
-from zooprune.cli import Console
 from zooprune.policy import Policy
 from zooprune.selection import greedy_diverse
 

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import zooprune
 from zooprune import cli, list_pruners
 from zooprune.bundled import BUNDLED_FOLDER
+from zooprune.cli import terminal
+from zooprune.cli.requests import parse_keep
 from zooprune.evaluation.report import times
 from zooprune.pruners import pruner_class
 
@@ -34,8 +37,8 @@ def command(monkeypatch, capsys, tmp_path):
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["zooprune", *map(str, arguments)])
         # The consoles keep the streams of the moment they were made.
-        monkeypatch.setattr(cli, "_out", cli.Console(file=sys.stdout, width=80))
-        monkeypatch.setattr(cli, "_err", cli.Console(file=sys.stderr, width=80))
+        monkeypatch.setattr(terminal, "_out", Console(file=sys.stdout, width=80))
+        monkeypatch.setattr(terminal, "_err", Console(file=sys.stderr, width=80))
         code = 0
         try:
             cli.main()
@@ -441,7 +444,7 @@ def test_faults_of_the_program_are_not_hidden(command, monkeypatch, tmp_path):
         def app(**_):
             error()
 
-        monkeypatch.setattr(cli, "app", app)
+        monkeypatch.setattr("zooprune.cli.commands.app", app)
 
     fails(lambda: len(3))
     with pytest.raises(TypeError):
@@ -452,7 +455,7 @@ def test_faults_of_the_program_are_not_hidden(command, monkeypatch, tmp_path):
     fails(lambda: np.ones(2) + np.ones(3))
     with pytest.raises(ValueError, match="broadcast"):
         command("ask")
-    fails(lambda: cli._parse_keep("many"))
+    fails(lambda: parse_keep("many"))
     assert command("ask")[0] == 2
     fails(lambda: (tmp_path / "nowhere").read_text())
     assert command("ask")[0] == 2
@@ -476,5 +479,5 @@ def test_an_interrupt_is_quiet(command, monkeypatch):
     def interrupted(**_) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr("zooprune.cli.commands.app", interrupted)
     assert command("ask") == (130, "", "")
