@@ -35,7 +35,7 @@ def main() -> None:
     pruner = get_pruner("zoo", keep=64)
 
     def by_ask(asked: list[Example]) -> list[str]:
-        answers = (ask(model, processor, one.images[0](), one.question, pruner, POLICY) for one in asked)
+        answers = (ask(model, processor, (one.images[0](),), one.question, pruner, POLICY) for one in asked)
         return [answer.pruned.text for answer in answers]
 
     with closing(Worker(Plan("bundled", "zoo", 64, policy=POLICY))) as worker:
