@@ -172,8 +172,32 @@ def test_training_asks_nothing_about_kinds_held_out_of_a_task(photographs):
             for asked in examples.batch(0, 60, images, 20, 336).questions
             for question in asked
         ]
-        new = [question for question in asked if set(question.kinds) & new_kinds(kinds, question.task)]
+        new = [
+            question
+            for question in asked
+            for task in (("what", "where") if question.task == "describe" else (question.task,))
+            if set(question.kinds) & new_kinds(kinds, task)
+        ]
         assert bool(new) == (split == "test")
+        assert any(question.task == "describe" for question in asked) == (split == "train")
+
+
+def test_a_description_names_what_is_asked_for_by_what_and_where(photographs):
+    asker = Asker(list(photographs), lambda task: ())
+    found = [
+        (mosaic, asker.describe(mosaic)) for mosaic in (draw_mosaic(n, photographs, "train", 336) for n in range(24))
+    ]
+    assert sum(described is not None for _, described in found) > 12
+    for mosaic, described in found:
+        if described is None:
+            continue
+        told = dict(part.split(": ") for part in described.answer.split(", "))
+        assert len(described.evidence) == len(told) > 0
+        for seed in range(8):
+            question = asker.ask("what", [mosaic], np.random.default_rng(seed))
+            if question is not None:
+                place = question.text.removeprefix("What do you see at the ").removesuffix("?")
+                assert told[place] == question.answer
 
 
 def test_answers_are_balanced(photographs):

@@ -16,6 +16,7 @@ Evidence = tuple[tuple[int, Box], ...]
 PLURAL = frozenset({"binoculars", "headphones"})
 NUMBERS = ("one", "two", "three", "four")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
+PLACES = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
 #: A photograph whose middle is closer to a border between regions is not asked about, as a share of the side.
 MARGIN = 0.03
 #: How far apart the middles of two photographs must be to be called left or right of each other.
@@ -71,6 +72,15 @@ def _single(mosaic: Mosaic) -> list[Tile]:
     return [tile for tile in mosaic.tiles if counts[tile.kind] == 1]
 
 
+def _alone(mosaic: Mosaic) -> dict[str, Tile]:
+    """Return the photographs that clearly lie alone in a ninth of the image."""
+    regions: dict[str, list[tuple[Tile, bool]]] = {}
+    for tile in mosaic.tiles:
+        place, clear = ninth(tile, mosaic.side)
+        regions.setdefault(place, []).append((tile, clear))
+    return {place: found[0][0] for place, found in regions.items() if len(found) == 1 and found[0][1]}
+
+
 class Asker:
     """Draws questions.
 
@@ -89,6 +99,19 @@ class Asker:
     def ask(self, task: str, scenes: Sequence[Mosaic], rng: np.random.Generator) -> Question | None:
         """Return a question of a task about one scene, or about two for "pair"; None if these scenes bear none."""
         return self._pair(scenes, rng) if task == "pair" else _ASK[task](self, scenes[0], rng)
+
+    def describe(self, mosaic: Mosaic) -> Question | None:
+        """Return the question for all that is seen where; None if no place holds a single photograph.
+
+        It is asked in training alone. As captions do in LLaVA's first stage, it says much about a scene at once.
+        """
+        open_ = self._open("where", self._open("what", mosaic.tiles))
+        alone = {place: tile for place, tile in _alone(mosaic).items() if tile in open_}
+        if not alone:
+            return None
+        told = ", ".join(f"{place}: {alone[place].kind}" for place in PLACES if place in alone)
+        kinds = tuple(tile.kind for tile in alone.values())
+        return Question("describe", "What do you see where?", told, kinds, _boxes(list(alone.values())))
 
     def _open(self, task: str, tiles: Sequence[Tile]) -> list[Tile]:
         return [tile for tile in tiles if tile.kind not in self.barred[task]]
@@ -117,12 +140,7 @@ class Asker:
         return Question("where", f"Where do you see {phrase(tile.kind)}?", place, (tile.kind,), _boxes([tile]))
 
     def _what(self, mosaic: Mosaic, rng: np.random.Generator) -> Question | None:
-        regions: dict[str, list[tuple[Tile, bool]]] = {}
-        for tile in mosaic.tiles:
-            place, clear = ninth(tile, mosaic.side)
-            regions.setdefault(place, []).append((tile, clear))
-        alone = {place: found[0][0] for place, found in regions.items() if len(found) == 1 and found[0][1]}
-        alone = {place: tile for place, tile in alone.items() if self._open("what", [tile])}
+        alone = {place: tile for place, tile in _alone(mosaic).items() if self._open("what", [tile])}
         if not alone:
             return None
         place = _pick(rng, sorted(alone))

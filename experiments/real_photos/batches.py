@@ -53,7 +53,8 @@ class Examples:
         mosaics = [self.mosaic(number, side) for number in numbers]
         rng = np.random.default_rng([STREAMS[self.split], side, *numbers, 1])
         tasks = ("pair",) if len(numbers) > 1 else SINGLE
-        found: list[Question] = []
+        described = self.asker.describe(mosaics[0]) if self.split == "train" and tasks == SINGLE else None
+        found: list[Question] = [] if described is None else [described]
         for turn in range(2 * count):
             question = self.asker.ask(tasks[turn % len(tasks)], mosaics, rng)
             if question is not None and all(question.text != other.text for other in found):

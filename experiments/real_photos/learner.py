@@ -17,6 +17,8 @@ from torch import Tensor
 from packing import IGNORED, Packed
 
 RANK, ALPHA = 16, 32
+#: The projector learns so much slower: the closed form has small weights, and a few full steps would overwrite it.
+PROJECTOR_SHARE = 0.03
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -45,7 +47,12 @@ class Learner:
                 # Autocast casts; to float32 and back would be two more passes over every activation.
                 module.cast_input_dtype_enabled = False
         self.average = {name: value.detach().clone() for name, value in self.weights().items()}
-        self.optimizer = torch.optim.AdamW(self.weights().values(), betas=(0.9, 0.98), weight_decay=0.0)
+        adapters = [weight for weight in decoder.parameters() if weight.requires_grad]
+        groups = [
+            {"params": list(self.projector.parameters()), "share": PROJECTOR_SHARE},
+            {"params": adapters, "share": 1.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
 
     def attend(self, plain: bool) -> None:
         """Compute the decoder's attention in plain steps; on a CPU that is faster while sequences are short."""
@@ -80,13 +87,16 @@ class Learner:
             return self.model.lm_head(hidden[packed.targets.to(self.device) != IGNORED]).float()
 
     def step(self, features: Tensor, packed: Packed, rate: float, follow: float) -> float:
-        """Take a step of gradient descent, let the average follow by that share, and return the loss before it."""
+        """Take a step of gradient descent, let the average follow by that share, and return the loss before it.
+
+        `rate` is that of the adapters.
+        """
         loss = F.cross_entropy(self.logits(features, packed), wanted(packed).to(self.device))
         loss.backward()
         weights = self.weights()
         torch.nn.utils.clip_grad_norm_(list(weights.values()), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
