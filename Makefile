@@ -38,7 +38,7 @@ help:
 	@echo "make bench   install, then measure scoring, picking, whole requests and memory (SHAPES=small DEVICE=cpu)"
 	@echo "make lint    install, then check style, types and which part imports which"
 	@echo "make docs    build the documentation site in site/; a broken link fails"
-	@echo "make methods-page  write docs/methods.md from the registry and the newest figures"
+	@echo "make methods-page  write docs/methods.md and the tables of all methods from the registry and the newest figures"
 	@echo "make structure  print which part of the package imports which"
 	@echo "make mutants  change the code in many small ways and list the changes that no test notices (MUTATE='zooprune.selection.*')"
 	@echo "make format  rewrite the code in the project's style"
@@ -165,6 +165,7 @@ docs: $(DOCS)/installed
 
 methods-page: $(VENV)/installed
 	$(BIN)/python tools/methods_page.py
+	$(BIN)/python tools/findings_tables.py
 
 structure: $(VENV)/installed
 	$(BIN)/python tools/structure.py

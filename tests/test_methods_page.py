@@ -1,9 +1,12 @@
-"""docs/methods.md is what the registry says."""
+"""docs/methods.md and the tables of all methods are what the registry and the newest figures say."""
 
 from __future__ import annotations
 
 import json
 
+import pytest
+
+import findings_tables
 import methods_page
 from zooprune import list_pruners
 
@@ -14,6 +17,19 @@ def test_the_page_is_up_to_date():
 
 def test_the_table_of_the_readme_is_up_to_date():
     assert methods_page.README.read_text(encoding="utf-8") == methods_page.readme(), "run: make methods-page"
+
+
+def test_the_tables_of_the_findings_are_up_to_date():
+    page = findings_tables.page()
+    assert findings_tables.PAGE.read_text(encoding="utf-8") == page, "run: make methods-page"
+    assert page.count("| zoo |") >= 2
+
+
+def test_a_page_without_a_place_for_the_tables_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "findings.md").write_text("# Findings\n")
+    monkeypatch.setattr(findings_tables, "PAGE", tmp_path / "findings.md")
+    with pytest.raises(ValueError, match="lacks the line"):
+        findings_tables.page()
 
 
 def test_every_method_has_a_row_and_a_section():
