@@ -22,6 +22,15 @@ def test_every_method_is_described(name):
     assert all(option.kind and option.meaning for option in entry.options)
 
 
+@pytest.mark.parametrize("name", sorted({*list_pruners()} - {"none", "random"}))
+def test_every_method_has_a_formula_and_explains_its_symbols(name):
+    text = describe(name).formula or ""
+    formula, _, symbols = text.partition("\n\n")
+    assert formula and symbols
+    # So wide is a terminal.
+    assert not text.startswith(" ") and all(len(line) <= 80 for line in text.splitlines())
+
+
 def test_paper_and_options_come_from_the_docstring():
     entry = describe("visionzip")
     assert entry.title == "VisionZip: Longer is Better but Not Necessary in Vision Language Models"
@@ -31,6 +40,14 @@ def test_paper_and_options_come_from_the_docstring():
         ("keep", 64, "int or float"),
         ("contextual", 10 / 64, "float"),
     ]
+    assert entry.options[-1].meaning.endswith("10 of 64, as published.")
+
+
+def test_the_formula_comes_from_the_notes_and_is_no_part_of_the_idea():
+    entry = describe("fastv")
+    assert entry.formula.splitlines()[:2] == ["score_i = mean_h A_h(last, i)", ""]
+    assert describe("sensitivity").formula.startswith("score_i = s_i\n")
+    assert "score_i" not in " ".join((*entry.idea, entry.source))
 
 
 def test_options_that_a_parent_describes():
@@ -76,8 +93,8 @@ def test_a_method_of_which_little_is_said(monkeypatch):
 
     entry = describe("last")
     assert entry in catalogue()
-    assert (entry.idea, entry.source, entry.title, entry.arxiv, entry.year) == (
-        ("Keep the last tokens.",), "a test.", None, None, None,
+    assert (entry.idea, entry.formula, entry.source, entry.title, entry.arxiv, entry.year) == (
+        ("Keep the last tokens.",), None, "a test.", None, None, None,
     )  # fmt: skip
     assert entry.count == "native"
     assert set(entry.families) == {family.title for family in FAMILIES if family.video_arguments}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import textwrap
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -16,6 +17,8 @@ from zooprune.signals import find_signal
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 #: A title stands in quotes before the number of the paper; what stands in quotes behind it is part of the paper.
 _TITLE = re.compile(r'Source: (?:(?!arXiv)[^"])*"([^"]+)"')
+#: The heading of a section in the style of numpydoc.
+_HEADING = re.compile(r"^(\w[\w ]*)\n-+\n", re.MULTILINE)
 #: A parameter in the style of numpydoc, or several that share a description.
 _PARAMETERS = re.compile(r"^(\w+(?:, \w+)*) : (.+)\n((?:    .*\n?|\n)+)", re.MULTILINE)
 
@@ -45,6 +48,8 @@ class Entry:
     name : str
     idea : tuple of str
         What it does, by paragraph. The first is one sentence.
+    formula : str, optional
+        How it chooses, as lines of plain text with an explanation of every symbol.
     source : str
         Where it is from, and what is different here.
     title, arxiv : str, optional
@@ -76,6 +81,7 @@ class Entry:
 
     name: str
     idea: tuple[str, ...]
+    formula: str | None
     source: str
     title: str | None
     arxiv: str | None
@@ -114,13 +120,15 @@ def describe(name: str) -> Entry:
         If there is no method of that name.
     """
     method, pruner = pruner_class(name), get_pruner(name)
-    paragraphs = _paragraphs(method)
+    sections = _sections(inspect.getdoc(method) or "")
+    paragraphs = [" ".join(text.split()) for text in sections[""].split("\n\n") if text.strip()]
     source = next((text for text in paragraphs if text.startswith("Source:")), f"Source: {method.source}.")
     paper, title = _ARXIV.search(f"{source} {method.source}"), _TITLE.search(source)
     signals = [find_signal(signal) for signal in pruner.reads()]
     return Entry(
         name=name,
         idea=tuple(text for text in paragraphs if not text.startswith("Source:")),
+        formula=textwrap.dedent(sections["Notes"]).strip() if "Notes" in sections else None,
         source=source.removeprefix("Source: "),
         title=title and title[1],
         arxiv=paper and paper[1],
@@ -149,10 +157,10 @@ def catalogue() -> tuple[Entry, ...]:
     return tuple(map(describe, sorted(list_pruners())))
 
 
-def _paragraphs(method: type[Pruner]) -> list[str]:
-    """Return the docstring up to its parameters, a string per paragraph."""
-    head = (inspect.getdoc(method) or "").partition("\nParameters\n----------\n")[0]
-    return [" ".join(paragraph.split()) for paragraph in head.split("\n\n") if paragraph.strip()]
+def _sections(doc: str) -> dict[str, str]:
+    """Return the sections of a docstring by heading; what comes before the first heading has none."""
+    texts = _HEADING.split(doc)
+    return dict(zip(["", *texts[1::2]], texts[::2], strict=True))
 
 
 def _count(pruner: Pruner) -> str:
@@ -167,8 +175,8 @@ def _options(method: type[Pruner]) -> tuple[Option, ...]:
     described: dict[str, tuple[str, str]] = {}
     # A class describes its own options, and may leave those that it inherits to its parents.
     for parent in reversed(method.__mro__):
-        tail = inspect.cleandoc(parent.__doc__ or "").partition("\nParameters\n----------\n")[2]
-        for names, kind, meaning in _PARAMETERS.findall(tail):
+        parameters = _sections(inspect.cleandoc(parent.__doc__ or "")).get("Parameters", "")
+        for names, kind, meaning in _PARAMETERS.findall(parameters):
             described |= dict.fromkeys(names.split(", "), (kind, " ".join(meaning.split())))
     return tuple(
         Option(field.name, field.default, *described.get(field.name, ("", "")))

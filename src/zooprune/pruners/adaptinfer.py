@@ -35,6 +35,14 @@ class AdaptInfer(InsidePruner):
         the paper.
     ratio : float
         The share that the first stage leaves, where `keep` is None.
+
+    Notes
+    -----
+        score_i = Σ_h Σ_q w_h(q) · A_h(q, i)
+        w_h(q)  = Σ_p A_h(p, q) + Σ_{p ≠ q} A_h(q, p)
+
+        A_h(q, i): attention of token q to token i in head h of the layer before
+        p, q: tokens of the text behind the image; w_h(q): weight of q in head h
     """
 
     name: ClassVar[str] = "adaptinfer"

@@ -42,6 +42,15 @@ class AgilePruner(Pruner):
         The effective rank of an average image: 90 on the images that LLaVA was trained on.
     most : float
         The largest threshold.
+
+    Notes
+    -----
+        token i removes every later token j with 1 − cos(z_i, z_j) < τ_i
+        τ_i   = min(rank_i · step · erank / average, most)
+        erank = exp(−Σ_m p_m log p_m)
+
+        rank_i: place of token i by falling attention, from 1; z_i: its embedding
+        p_m: singular values of the embeddings without their mean, divided by their sum
     """
 
     name: ClassVar[str] = "agilepruner"

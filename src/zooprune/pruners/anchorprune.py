@@ -44,6 +44,15 @@ class AnchorPrune(Pruner):
         The cosine distance from which on a token is new, tau in the paper.
     patience : int
         The number of new tokens after which the anchor stops to grow, P in the paper.
+
+    Notes
+    -----
+        r_i  = max_q cos(z_i, t_q)
+        next = argmax_i a_i · (1 − max_{j ∈ K} cos(z_i, z_j))
+
+        r_i: relevance; K begins as the anchor, the tokens of largest r_i
+        z_i, t_q: embeddings of visual token i and of text token q
+        a_i: attention that token i receives in the vision tower; K: tokens kept so far
     """
 
     name: ClassVar[str] = "anchorprune"

@@ -50,6 +50,16 @@ class AOT(Pruner):
         Tokens per image, or a share of them.
     local : float
         The share of anchors that are local, in [0, 1].
+
+    Notes
+    -----
+        T    = plan of least Σ_ij T_ij C_ij (Sinkhorn, temperature 0.1)
+        C_ij = 1 − cos(z_i, z_j) + 0.5 ‖p_i − p_j‖
+        z'_j = 0.9 (z_j + Σ_i T_ij z_i) / (1 + Σ_i T_ij) + 0.1 m_j
+
+        i: a dropped token; j: an anchor; z: embedding; p: place in [0, 1] x [0, 1]
+        T_ij: mass that moves from i to j; z'_j: what the language model reads for j
+        m_j: mean of anchor j and the dropped tokens most similar to it by cosine
     """
 
     name: ClassVar[str] = "aot"

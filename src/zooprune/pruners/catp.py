@@ -40,6 +40,14 @@ class CATP(Pruner):
         Tokens per image, or a share of them.
     alignment : float
         The weight of the similarity to the text, lambda_1 in the paper.
+
+    Notes
+    -----
+        next    = argmax_i Σ_j max(0, s(z_i, z_j) − c_j) + alignment · s(z_i, t)
+        s(x, y) = (1 + cos(x, y)) / 2
+
+        z_i: embedding of token i; t: mean embedding of the text
+        c_j: largest s(z_j, z_m) of token j to a kept token m; 0 at first
     """
 
     name: ClassVar[str] = "catp"
@@ -94,6 +102,15 @@ class CATPInside(InsidePruner):
         the paper removes 77.8 %.
     alignment : float
         The weight of the cosine, lambda_2 in the paper.
+
+    Notes
+    -----
+        examples:   score_i = max(0, A_l(i) − A_{l−1}(i)) + alignment · cos(h_i, m)
+        last image: score_i = cos(h_i, n), one layer later
+
+        A_l(i): attention of the prompt's last token to i in layer l, mean of heads
+        h_i: token i as layer l reads it; m: mean of the last image and the text behind
+        n: mean of everything in front of the last image
     """
 
     name: ClassVar[str] = "catp_inside"

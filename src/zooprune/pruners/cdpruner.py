@@ -37,6 +37,15 @@ class CDPruner(Centring, Pruner):
     centred, distinctive : bool
         The options of Cen-Prune, arXiv 2608.30263; see `zooprune.pruners.centring.Centring`. Both together are its
         form for CDPruner, Eq. 8.
+
+    Notes
+    -----
+        next = argmax_i det L[K ∪ {i}]
+        L_ij = r_i · cos(z_i, z_j) · r_j
+        r_i  = −mean_q cos(z_i, t_q), scaled to [0, 1]
+
+        L[...]: rows and columns of these tokens; K: tokens kept so far
+        r_i: relevance; z_i, t_q: embeddings of visual token i and of text token q
     """
 
     name: ClassVar[str] = "cdpruner"

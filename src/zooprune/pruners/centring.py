@@ -28,6 +28,14 @@ class Centring:
         Compare tokens without their mean.
     distinctive : bool
         Multiply what a token is worth by how unlike all others it is.
+
+    Notes
+    -----
+        centred:     cos(z_i − m, z_j − m) instead of cos(z_i, z_j)
+        distinctive: w_i · g_i instead of w_i
+        g_i = −mean_{j ≠ i} cos(z_i, z_j), scaled to [0, 1]   (Eq. 5)
+
+        z_i: embedding of token i; m: their mean; w_i: weight that the method gives i
     """
 
     centred: bool = False

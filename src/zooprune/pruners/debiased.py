@@ -37,6 +37,14 @@ class Debiased(AddOn):
         The method below, or its name.
     slope : float
         How steeply mean attention rises along the image.
+
+    Notes
+    -----
+        score'_i = score_i · exp(−slope · x_i)
+
+        score_i: score of the method below, at its first stage
+        x_i: place of token i among those of its image that entered the language model,
+             from 0 for the first, divided by how many they are
     """
 
     name: ClassVar[str] = "debiased"

@@ -30,6 +30,12 @@ class DiversityOnly(Centring, Pruner):
         Tokens per image, or a share of them.
     centred, distinctive : bool
         The options of Cen-Prune, arXiv 2608.30263; see `zooprune.pruners.centring.Centring`.
+
+    Notes
+    -----
+        next = argmax_i 1 − max_{j ∈ K} cos(z_i, z_j)   (Eq. 6)
+
+        z_i: embedding of token i; K: tokens kept so far
     """
 
     name: ClassVar[str] = "diversity"

@@ -36,6 +36,14 @@ class DivPrune(Centring, Pruner):
     centred, distinctive : bool
         The options of Cen-Prune, arXiv 2608.30263; see `zooprune.pruners.centring.Centring`. Both together are its
         form for DivPrune.
+
+    Notes
+    -----
+        first = argmax_i min_{j ≠ i} d_ij
+        next  = argmax_i min_{j ∈ K} d_ij
+        d_ij  = 1 − cos(z_i, z_j)
+
+        z_i: embedding of token i; K: tokens kept so far
     """
 
     name: ClassVar[str] = "divprune"

@@ -48,6 +48,17 @@ class EADP(Pruner):
         The weight of the text as a whole against its chosen tokens, in [0, 1], alpha in the released code.
     power : float
         The power that relevance is raised to, beta in the released code: 2 for Qwen2.5-VL, 1 for LLaVA.
+
+    Notes
+    -----
+        next = argmax_i Σ_j w_j · max(0, (1 + cos(z_i, z_j)) / 2 − c_j)
+        w_j  = (r_j scaled to [0, 1] and smoothed over 3 x 3 tokens) ^ power
+        r_j  = −whole · cos(z_j, t) − (1 − whole) · Σ_q v_q cos(z_j, t_q)
+
+        z_j, t_q: embeddings of visual token j and of text token q; t: mean of the text
+        v_q = softmax_q(−H_q / 0.01), over the fifth of the text tokens of lowest H_q
+        H_q: entropy of softmax_j(−100 cos(z_j, t_q))
+        c_j: largest (1 + cos) / 2 of j to a kept token; 0 at first
     """
 
     name: ClassVar[str] = "eadp"

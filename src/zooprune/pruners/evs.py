@@ -37,6 +37,13 @@ class EVS(Pruner):
     ----------
     keep : int or float
         Tokens per video, or a share of them.
+
+    Notes
+    -----
+        score_i = 1 − cos(z_i, z_b)
+
+        z_i: embedding of token i; b: token at the same place one frame earlier
+        score_i = 2, the largest possible, for tokens of the first frame
     """
 
     name: ClassVar[str] = "evs"

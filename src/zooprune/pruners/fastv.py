@@ -32,6 +32,13 @@ class FastV(InsidePruner):
         In front of which layer, counted from 0, or at which share of the depth: layer 2 of 32 in the paper.
     ratio : float
         The share of the visual tokens that stays, where `keep` is None.
+
+    Notes
+    -----
+        score_i = mean_h A_h(last, i)
+
+        A_h(last, i): attention of the prompt's last token to visual token i in head h
+                      of the layer before
     """
 
     name: ClassVar[str] = "fastv"

@@ -38,6 +38,13 @@ class Feather(InsidePruner):
         it finds.
     stride : int
         Every how many rows and columns the grid has a token.
+
+    Notes
+    -----
+        score_i = mean_h softmax_i(c · q_h · k_hi)
+
+        q_h, k_hi: query of the prompt's last token and key of visual token i in head h
+                   of the layer before, without rotary positions; c: the layer's scaling
     """
 
     name: ClassVar[str] = "feather"

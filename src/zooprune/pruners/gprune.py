@@ -38,6 +38,15 @@ class GPrune(Pruner):
         Of the softmax, positive.
     rounds : int
         How often importance is passed on.
+
+    Notes
+    -----
+        v_j     ← Σ_i S_ij v_i, `rounds` times, from v_j = ‖z_j‖
+        S_ij    = softmax_j(cos(z_i, z_j) / temperature) where the cosine ≥ threshold
+        score_i = v_i / n_i
+
+        z_i: embedding of token i; S_ij: share of its importance that i passes on to j
+        v_i: importance; n_i: number of tokens that i is joined with, itself included
     """
 
     name: ClassVar[str] = "gprune"

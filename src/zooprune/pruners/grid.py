@@ -29,6 +29,14 @@ class Grid(Pruner):
     ----------
     keep : int or float
         Tokens per image, or a share of them.
+
+    Notes
+    -----
+        row m of n    = ⌊(2m + 1) H / 2n⌋,  n = round(H √(k / N))
+        column m of c = ⌊(2m + 1) W / 2c⌋
+
+        H, W: rows and columns of the image; N = H W; k: tokens to keep; m: from 0
+        n: rows with kept tokens, at least 1; c: kept tokens in such a row
     """
 
     name: ClassVar[str] = "grid"

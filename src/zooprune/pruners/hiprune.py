@@ -35,6 +35,16 @@ class HiPrune(Pruner):
     layer : int or float
         The middle layer: its index, from the end if negative, or a share of the tower's depth. The default is the
         ninth of 24 layers, as published for CLIP; for Qwen2.5-VL the paper uses 0.5.
+
+    Notes
+    -----
+        anchors   = the round(k · alpha / 5) tokens of largest m_i
+        buffers   = tokens next to an anchor in row or column, by falling m_i
+        registers = all others, by falling a_i
+        kept      = the first k of anchors, buffers, registers
+
+        m_i, a_i: mean attention that token i receives in the middle layer, and in the
+                  layer that the projector reads; k: tokens to keep
     """
 
     name: ClassVar[str] = "hiprune"

@@ -45,6 +45,15 @@ class HoloV(Pruner):
         The weight of the variance.
     official : bool
         Choose inside the crops by attention alone, as the released code does.
+
+    Notes
+    -----
+        score_i  = a_i + variance · v_i · mean(a) / mean(v)
+        places_c = k · w_c / Σ_c w_c
+
+        a_i: attention that token i receives in the vision tower
+        v_i: variance of its cosines to the others of its crop; means over the crop
+        places_c: tokens kept of crop c, k in all; w_c: mean score of the crop
     """
 
     name: ClassVar[str] = "holov"

@@ -36,6 +36,12 @@ class HorizonRandom(InsidePruner):
         The share of the visual tokens that stays, where `keep` is None: 38 of 284 in the paper.
     seed : int
         Every image is drawn for anew from this seed, so that a batch equals its rows.
+
+    Notes
+    -----
+        score_i = u_i
+
+        u_i: a number drawn uniformly from [0, 1) with the seed; the highest are kept
     """
 
     name: ClassVar[str] = "horizon"

@@ -39,6 +39,15 @@ class LvlmCsp(InsidePruner):
         With a budget, only the second counts.
     representatives, ratio : float
         The shares of the visual tokens that early and late layers read, where `keep` is None.
+
+    Notes
+    -----
+        early: token i is kept if i = m ⌊N / k⌋ for some m = 0 ... k − 1
+        late:  score_i = mean_h A_h(last, i)
+
+        N: visual tokens of the image; k: how many are kept
+        A_h(last, i): attention of the prompt's last token to visual token i in head h
+                      of the layer before
     """
 
     name: ClassVar[str] = "lvlm_csp"

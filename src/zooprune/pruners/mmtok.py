@@ -42,6 +42,15 @@ class MMTok(Pruner):
         The temperature of the similarities among tokens.
     image : float
         The weight of the coverage of the image, alpha in the paper.
+
+    Notes
+    -----
+        next = argmax_i mean_q max(0, P_iq − c_q) + image · mean_j max(0, V_ij − c_j)
+        P_iq = softmax_i(cos(z_i, t_q) / text_temperature)
+        V_ij = softmax_i(cos(x_i, x_j) / image_temperature)
+
+        x_i, z_i: token i before and after the projector; t_q: embedding of text token q
+        c_q, c_j: largest P or V of a kept token for text token q or token j; 0 at first
     """
 
     name: ClassVar[str] = "mmtok"

@@ -22,6 +22,12 @@ class Norm(Pruner):
     ----------
     keep : int or float
         Tokens per image, or a share of them.
+
+    Notes
+    -----
+        score_i = ‖z_i‖
+
+        z_i: embedding of token i; ‖·‖: Euclidean norm
     """
 
     name: ClassVar[str] = "norm"

@@ -39,6 +39,15 @@ class PruMerge(Pruner):
     native : bool
         Let the image decide how many tokens stay, as the paper does: the centres are the tokens whose attention exceeds
         the third quartile by more than 1.5 times the interquartile range. `keep` is then ignored, unless it keeps all.
+
+    Notes
+    -----
+        y_c  = x_c + Σ_{j ∈ N(c)} a_j x_j
+        rest = Σ_{j no centre} a_j x_j
+
+        c: a centre, one of the k − 1 tokens of largest a; x_j: features of token j
+        a_j: attention that token j receives; N(c): the 32 tokens of nearest keys
+        y_c, rest: features that the projector reads
     """
 
     name: ClassVar[str] = "prumerge"
@@ -121,6 +130,15 @@ class PruMergePlus(PruMerge):
         Let the image decide how many tokens stay, as the paper does: the centres of PruMerge, and about three times as
         many evenly spaced tokens. As in the released code, the last token of the image is never among the latter.
         `keep` is then ignored, unless it keeps all.
+
+    Notes
+    -----
+        y_c  = x_c + Σ_{j ∈ N(c)} a_j x_j
+        rest = Σ_{j no centre} a_j x_j
+
+        c: a centre: round((k − 1) / 4) tokens of largest a, and evenly spaced others
+        a_j, x_j: attention and features of token j; N(c): the 32 tokens of nearest keys
+        y_c, rest: features that the projector reads
     """
 
     name: ClassVar[str] = "prumerge_plus"

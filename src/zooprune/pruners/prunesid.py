@@ -37,6 +37,16 @@ class PruneSID(Pruner):
     ----------
     keep : int or float
         Tokens per image, or a share of them.
+
+    Notes
+    -----
+        token i removes every later token j with cos(x_i, x_j) > k / 32 · mean cosine
+        group of i  = argmax_m |w_im|, m = 1 ... k / 4
+        places of g ≈ 1 + (k − k / 4) · n_g / Σ_g n_g, at most 5 ⌈k / 64⌉ where possible
+
+        x_i: features; w_im: weight of token i in principal component m of their sigmoid
+        tokens of a group come by falling attention; k: tokens to keep
+        n_g: tokens of group g that are not removed
     """
 
     name: ClassVar[str] = "prunesid"

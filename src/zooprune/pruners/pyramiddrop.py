@@ -33,6 +33,15 @@ class PyramidDrop(InsidePruner):
         paper.
     ratio : float
         The share that each stage leaves of what it finds, where `keep` is None.
+
+    Notes
+    -----
+        score_i = mean_h A_h(last, i)
+        stage s keeps N · ratio^s tokens
+
+        A_h(last, i): attention of the prompt's last token to visual token i in head h
+                      of the layer at hand
+        N: visual tokens that entered the language model
     """
 
     name: ClassVar[str] = "pyramiddrop"

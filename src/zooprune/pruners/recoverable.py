@@ -47,6 +47,16 @@ class RecoverableCompression(Pruner):
         Tokens per image, or a share of them, all parts together.
     native : bool
         Let the image decide how many tokens stay, as the paper does. `keep` is then ignored, unless it keeps all.
+
+    Notes
+    -----
+        y_c  = x_c + Σ_{j ∈ N(c)} a_j x_j
+        rest = Σ_{j no centre} a_j x_j
+        N(c) = the 32 tokens j of largest cos(k_c, k_j) + 50 / √768 · cos(z_j, t)
+
+        c: a centre; j: tokens that are neither kept by attention nor by the question
+        a, x, k, z: attention received, features, key and embedding of a token
+        t: mean embedding of the text; y_c, rest: features that the projector reads
     """
 
     name: ClassVar[str] = "recoverable"

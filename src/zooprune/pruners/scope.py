@@ -38,6 +38,15 @@ class Scope(Pruner):
         Tokens per image, or a share of them.
     power : float
         The power that attention is raised to, alpha in the paper; 1 in the released scripts.
+
+    Notes
+    -----
+        next = argmax_i g_i · a_i^power
+        g_i  = Σ_j max(0, cos(x_i, x_j) − c_j)
+
+        x_i: features of token i, before the projector
+        a_i: attention that token i receives, divided by the largest
+        c_j: largest cosine of token j to a kept token; 0 at first, and never below
     """
 
     name: ClassVar[str] = "scope"

@@ -18,6 +18,12 @@ class SensitivityOnly(ZooPrune):
 
     Source: arXiv 2509.24837, Table 4, row "sensitivity". The options are those of `ZooPrune`; `fusion`, `centred`
     and `distinctive` have no effect.
+
+    Notes
+    -----
+        score_i = s_i
+
+        s_i: sensitivity of token i, as in `ZooPrune` (Eq. 2-4)
     """
 
     name: ClassVar[str] = "sensitivity"

@@ -55,6 +55,16 @@ class SparseVLM(InsidePruner):
         the paper.
     version : {"1.5", "2"}
         Of the paper's code.
+
+    Notes
+    -----
+        score_i = mean_{q ∈ R} mean_h A_h(q, i)
+        R       = {q : r_q > mean r},  r_q = mean_i softmax_q(v_i · t_q)
+
+        A_h(q, i): attention of text token q to visual token i in head h of the layer
+                   before; version 2 divides it by the effect of positions alone
+        v_i, t_q: visual token i and text token q as they enter the language model
+        R: raters, all of the text behind the image if R would be empty
     """
 
     name: ClassVar[str] = "sparsevlm"

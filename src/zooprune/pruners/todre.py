@@ -34,6 +34,14 @@ class ToDRE(Pruner):
     ----------
     keep : int or float
         Tokens per image, or a share of them.
+
+    Notes
+    -----
+        first = argmax_i a_i
+        next  = argmin_i Σ_{j ∈ K} cos(z_i, z_j)
+
+        a_i: attention that token i receives in the last layer of the vision tower
+        z_i: embedding of token i; K: tokens kept so far
     """
 
     name: ClassVar[str] = "todre"
@@ -71,6 +79,13 @@ class ToDREInside(VisualTokensWithdrawal):
         In front of which layer, counted from 0, or at which share of the depth, where `keep` is None: layer 28 of 32.
     threshold : float
         Both shares of attention must be below it, where `keep` is None.
+
+    Notes
+    -----
+        drop all if  mean_q Σ_i A(q, i) < threshold  and  mean_i Σ_t A(i, t) < threshold
+
+        A(q, i): attention of token q to token i in the layer before, mean of heads
+        i: visual tokens; q: tokens of the text behind the image; t: tokens of all text
     """
 
     name: ClassVar[str] = "todre_inside"

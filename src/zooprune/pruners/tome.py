@@ -35,6 +35,15 @@ class ToMe(Pruner):
         Tokens per image, or a share of them.
     per_round : int, optional
         How many tokens a round removes, r in the paper. None removes as many as possible, which is half of them.
+
+    Notes
+    -----
+        match(i) = argmax_{j ∈ B} cos(k_i, k_j) for i ∈ A
+        y_j      = mean of x_i over all tokens i that j holds
+
+        A, B: every other token; in a round the pairs of highest cosine are merged
+        k_i: key of token i, the mean of keys once it holds several; x_i: its features
+        y_j: features that the projector reads
     """
 
     name: ClassVar[str] = "tome"

@@ -38,6 +38,15 @@ class TOPS(Pruner):
         The weight of diversity, alpha in the paper.
     coverage : float
         The weight of coverage, lambda in the paper.
+
+    Notes
+    -----
+        next = argmax_i r_i + coverage · c_i + diversity · d_i   (Eq. 6-8, Algorithm 1)
+        c_i  = Σ_{j ∉ K} max(0, cos(z_i, z_j) − max_{m ∈ K} cos(z_j, z_m))
+        d_i  = 1 − max_{j ∈ K} cos(z_i, z_j)
+
+        r_i: attention that token i receives in the vision tower; z_i: its embedding
+        K: tokens kept so far; r, c and d are scaled to [0, 1] over the other tokens
     """
 
     name: ClassVar[str] = "tops"

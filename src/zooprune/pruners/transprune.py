@@ -36,6 +36,15 @@ class TransPrune(InsidePruner):
     layers : tuple of int or float
         In front of which layers, counted from 0, or at which shares of the depth: layers 7, 9 and 12 of 32 in the
         paper.
+
+    Notes
+    -----
+        score_i = m_i / Σ_i m_i + a_i / Σ_i a_i
+        m_i     = Σ over modules of softmax(1 − cos(r_i, g_i)) · ‖g_i‖ / ‖r_i‖
+
+        r_i, g_i: what a module (attention or feed-forward) reads and gives for token i,
+                  in the layers from the one in front of the first stage on
+        a_i: mean attention of the text behind the image to i in the layer at hand
     """
 
     name: ClassVar[str] = "transprune"

@@ -44,6 +44,15 @@ class VFlowOpt(Pruner):
     cell : float
         The side of a cell in tokens. Published for the same shares: 11.76, 15.58 and 17.39. For other models,
         `zooprune tune` searches both.
+
+    Notes
+    -----
+        score_i = mean_{q ∈ C} A(q, i),  C = {q : r_q > threshold · mean r}
+        z'_c    = Σ_i score_i z_i / Σ_i score_i, over the tokens i that cell c merges
+
+        A(q, i): attention of token q to token i in the vision tower, mean of heads
+        r_q: mean attention that token q receives; C: central tokens
+        z_i: embedding of token i; its cell is (⌊row / cell⌋, ⌊column / cell⌋)
     """
 
     name: ClassVar[str] = "vflowopt"

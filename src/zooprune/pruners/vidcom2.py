@@ -41,6 +41,16 @@ class VidCom2(Pruner):
     ----------
     keep : int or float
         Tokens per video, or a share of them.
+
+    Notes
+    -----
+        score_i  = −G(y_i, m) − G(y_i, m_f)
+        G(y, m)  = Σ_v exp(−‖y − m‖² / 2v),  v = 1/8, 1/4, 1/2, 1, 2
+        budget_f = n_f · min(1, k / N · (1 + e_f − mean e))
+
+        y_i: the steadier half of the channels of token i's embedding, of unit length
+        m, m_f: means of y over the video and over frame f, which has n_f of N tokens
+        e_f = softmax_f(−mean of G(y_i, m) in frame f / 0.01); k: tokens to keep
     """
 
     name: ClassVar[str] = "vidcom2"

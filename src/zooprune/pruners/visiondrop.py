@@ -36,6 +36,16 @@ class VisionDrop(VisionZip):
         Tokens per image, or a share of them, dominant and contextual ones together.
     contextual : float
         The share of kept tokens that are contextual, in [0, 1): 6 of 48, as released.
+
+    Notes
+    -----
+        dominant: the k − n tokens of largest a_i,  n = round(contextual · k)
+        y_t = x_t + mean of x_j over the tokens j that join t
+        j joins argmax_t cos(k_j, k_t)
+
+        a_i, k_i, x_i: attention received, key and features of token i in the tower
+        t: a contextual token, n of them; k: tokens to keep
+        y_t: features that the projector reads
     """
 
     name: ClassVar[str] = "visiondrop"
@@ -67,6 +77,15 @@ class VisionDropInside(InsidePruner):
         In front of which layers, counted from 0, or at which shares of the depth: layers 8, 16 and 24 of 32.
     contextual : float
         The share of the tokens of a stage that are contextual, in [0, 1): 5 of 35, 4 of 26 and 3 of 19 as released.
+
+    Notes
+    -----
+        score_i = mean_q A(q, i)
+        h'_t    = h_t + mean of h_j over the tokens j that join t
+        j joins argmax_t cos(k_j, k_t)
+
+        A(q, i): attention of visual token q to i in the layer at hand, mean of heads
+        t: a contextual token; h_j, k_j: token j as the layer reads it, and its key
     """
 
     name: ClassVar[str] = "visiondrop_inside"

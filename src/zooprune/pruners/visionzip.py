@@ -34,6 +34,16 @@ class VisionZip(Pruner):
         Tokens per image, or a share of them, dominant and contextual ones together.
     contextual : float
         The share of kept tokens that are contextual, in [0, 1): 10 of 64, as published.
+
+    Notes
+    -----
+        dominant: the k − n tokens of largest a_i,  n = round(contextual · k)
+        y_t = x_t + mean of x_j over the tokens j that join t
+        j joins argmax_t cos(k_j, k_t)
+
+        a_i, k_i, x_i: attention received, key and features of token i in the tower
+        t: a contextual token, n of them; k: tokens to keep
+        y_t: features that the projector reads
     """
 
     name: ClassVar[str] = "visionzip"

@@ -36,6 +36,14 @@ class VisPruner(Pruner):
         Tokens per image, or a share of them.
     important : float
         The share of kept tokens that are picked by attention, in [0, 1]; rounded down.
+
+    Notes
+    -----
+        important: the ⌊important · k⌋ tokens of largest a_i
+        each round removes up to 8 tokens i ∈ A of largest max_{j ∈ B} cos(x_i, x_j)
+
+        a_i: attention that token i receives in the vision tower; x_i: its features
+        A, B: every other one of the tokens that are left; k: tokens to keep
     """
 
     name: ClassVar[str] = "vispruner"

@@ -32,6 +32,15 @@ class VisualTokensWithdrawal(InsidePruner):
         Visual tokens per image that a layer reads on average, or a share of the image's tokens; None leaves `layer`.
     layer : int or float
         In front of which layer, counted from 0, or at which share of the depth, where `keep` is None: layer 16 of 32.
+
+    Notes
+    -----
+        layer = ⌊k · depth / N + 1/2⌋, at least 1
+
+        layer: number of the layer in front of which all visual tokens are dropped
+        k: the budget, which is the visual tokens that a layer reads on average
+        depth: number of layers
+        N: visual tokens that entered the language model
     """
 
     name: ClassVar[str] = "vtw"

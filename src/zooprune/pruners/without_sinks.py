@@ -38,6 +38,14 @@ class WithoutSinks(AddOn):
         The channels in which sinks are huge; None finds them.
     threshold : float
         From what size on a channel is huge.
+
+    Notes
+    -----
+        score'_i = score_i − (max score − min score + 1), if i is a sink
+        i is a sink if |h_ic| / √(mean_c h_ic²) > threshold for one of the channels c
+
+        score_i: score of the method below
+        h_ic: channel c of token i, as the layer at hand reads it
     """
 
     name: ClassVar[str] = "without_sinks"

@@ -61,6 +61,17 @@ class ZooPrune(Centring, Pruner):
     centred, distinctive : bool
         The options of Cen-Prune, arXiv 2608.30263; see `zooprune.pruners.centring.Centring`. Both together are its
         form for ZOO-Prune.
+
+    Notes
+    -----
+        next = argmax_i s'_i · (1 − max_{j ∈ K} cos(z_i, z_j))   (Eq. 6-7, Algorithm 1)
+        s_i  = mean_u ‖M(x_i + h u) − M(x_i − h u)‖ / 2h         (Eq. 2-4)
+        s_i  = √(mean_u ‖J_i u‖²), over all u                    ("closed_form")
+        s_i  = mean_u ‖J_i u‖                                    ("jvp")
+
+        s'_i: sensitivity s_i scaled to [0, 1]; K: tokens kept so far, at first the one
+              of largest s_i; x_i, z_i: token i before and after the projector M
+        u: random directions of length 1; h: a small step; J_i: Jacobian of M at x_i
     """
 
     name: ClassVar[str] = "zoo"

@@ -33,6 +33,13 @@ class ZooAsked(ZooPrune):
         Tokens per image, or a share of them.
     asked : float
         The share of kept tokens that the question decides, in [0, 1]; rounded down.
+
+    Notes
+    -----
+        kept = the ⌊asked · k⌋ tokens of largest r_i, then ZOO-Prune's picks in order
+        r_i  = max_q cos(z_i, t_q)
+
+        z_i, t_q: embeddings of visual token i and of text token q; k: tokens to keep
     """
 
     name: ClassVar[str] = "zoo_asked"
