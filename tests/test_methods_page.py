@@ -9,6 +9,7 @@ import pytest
 import findings_tables
 import methods_page
 from zooprune import list_pruners
+from zooprune.catalogue import describe
 
 
 def test_the_page_is_up_to_date():
@@ -49,6 +50,36 @@ def test_figures_are_read_from_the_newest_file_and_averaged_over_seeds(tmp_path,
     assert methods_page.measured()[1] == {("random", "discard", 64): 50.0}
     (results / "methods-2026-01-01.json").write_text(json.dumps({"rows": [row, *others]}))
     assert methods_page.measured()[1] == {("random", "discard", 64): 60.0, ("random", "discard", 16): 10.0}
+
+
+def test_times_are_read_from_the_newest_file_and_told_with_their_command(tmp_path, monkeypatch):
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    row = {"provider": "zoo", "tokens": 576, "keep": 64, "images": 1, "p50": 0.0568, "repeats": 3}
+    row |= {"environment": {"threads": 1}}
+    others = [row | {"tokens": 2880, "keep": 640, "p50": 1.2344}, row | {"images": 16, "p50": 0.761}]
+    (results / "choosing-2025-12-31.json").write_text(json.dumps({"rows": [row | {"p50": 9}]}))
+    (results / "choosing-2026-01-01.json").write_text(json.dumps({"rows": [row, *others]}))
+    # Another measurement, whose name begins alike.
+    (results / "choosing_share-2026-01-02.json").write_text(json.dumps({"rows": []}))
+    monkeypatch.setattr(methods_page, "ROOT", tmp_path)
+    told, times = methods_page.timed()
+    assert times == {"zoo": {(576, 64, 1): 0.0568, (2880, 640, 1): 1.2344, (576, 64, 16): 0.761}}
+    assert "choose 64 of 576 tokens once" in told and "`benchmarks/results/choosing-2026-01-01.json`" in told
+    assert "`OMP_NUM_THREADS=1 .venv/bin/python benchmarks/choosing.py --repeats 3`" in told
+    *_, sentence = methods_page.section(describe("zoo"), {}, times["zoo"])
+    assert sentence == (
+        "Median time of choosing: 56.8 ms for 64 of 576 tokens; 1,234 ms for 640 of 2,880 tokens; "
+        "761 ms for 64 of 576 tokens in each of 16 images."
+    )
+    zoo = next(line for line in methods_page.table((describe("zoo"),), {}, times) if line.startswith("| [zoo]"))
+    assert zoo.endswith("|  |  | 56.8 |")
+
+
+def test_a_section_shows_the_formula_as_it_is():
+    lines = list(methods_page.section(describe("scope"), {}, {}))
+    start = lines.index("```text")
+    assert lines[start + 1] == "next = argmax_i g_i · a_i^power" and "```" in lines[start + 2 :]
 
 
 def test_marks_of_markdown_are_escaped_outside_of_code():
