@@ -219,6 +219,7 @@ def test_a_method_is_shown_in_full(command, name):
     assert all(field.name in out for field in dataclasses.fields(pruner_class(name)))
     (row,) = json.loads(command("methods", name, "--json")[1])
     assert row["name"] == name and row["options"][0]["name"] == "keep"
+    assert (row["formula"] or "") in out
 
 
 def test_an_unknown_method_is_one_line_and_exit_code_two(command):

@@ -199,6 +199,8 @@ def print_method(entry: Entry) -> None:
     """Print the description and the options of a method."""
     for paragraph in (f"{entry.name}: {entry.idea[0]}", *entry.idea[1:], f"Source: {entry.source}"):
         say(paragraph + "\n")
+    if entry.formula:
+        say(entry.formula + "\n", soft_wrap=True)
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for fact, value in {
         "arXiv": f"https://arxiv.org/abs/{entry.arxiv} ({entry.year})" if entry.arxiv else "",
