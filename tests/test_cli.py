@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -220,6 +221,13 @@ def test_a_method_is_shown_in_full(command, name):
     (row,) = json.loads(command("methods", name, "--json")[1])
     assert row["name"] == name and row["options"][0]["name"] == "keep"
     assert (row["formula"] or "") in out
+
+
+def test_signs_that_the_output_cannot_encode_are_printed_as_codes(command, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    assert command("methods", "norm")[0] == 0
+    assert b"score_i = \\u2016z_i\\u2016" in written.getvalue()
 
 
 def test_an_unknown_method_is_one_line_and_exit_code_two(command):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import warnings
@@ -677,6 +678,9 @@ def main() -> None:
     Only errors that are meant for users become a sentence. A ValueError that this package did not raise itself, or an
     error of another kind, is a fault of the program and keeps its traceback.
     """
+    # A formula or an answer may have signs that the encoding of the output lacks; their codes are printed then.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: warn(message)
