@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdaptInfer(InsidePruner):
-    """Keep the visual tokens that the question attends to, each of its tokens weighed by what the question makes of it.
+    """Keep the visual tokens that the question attends to, with a weight for each of the question's tokens.
 
-    In each head, a token of the text behind the image counts as much as the other tokens there attend to it and it to
-    them. The attention is that of the layer before. Tokens that stay are numbered anew.
+    In each head, the weight of a token of the text behind the image is the attention that it receives from this text,
+    plus the attention that it pays to the other tokens of it. The attention is that of the layer before. Tokens that
+    stay are numbered anew.
 
     Source: Zhang et al., "AdaptInfer: Adaptive Token Pruning for Vision-Language Model Inference with Dynamical Text
     Guidance", arXiv 2508.06084, and its code. The code has fixed numbers of tokens, 290, 72 and 18 of 576 for an

@@ -17,20 +17,20 @@ from zooprune.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class AgilePruner(Pruner):
-    """Keep the tokens that receive most attention and are not alike, the more strictly the more complex the image is.
+    """Keep tokens that receive much attention and differ from each other; complex images need larger differences.
 
     Tokens are taken in the order of the attention they receive from the class token, or from all patches where the
     tower has no class token. The token of rank i removes all later ones whose cosine distance to it is smaller than a
     threshold, min(i * step * erank / average, most). The effective rank of the embeddings, erank, tells how complex the
     image is: thresholds are low in a simple image, so that attention decides, and high in a complex one. Where fewer
-    tokens are left than asked for, removed ones come back in the order of attention.
+    tokens are left than the budget, removed tokens come back in the order of attention.
 
     Source: "AgilePruner: An Empirical Study of Attention and Diversity for Adaptive Visual Token Pruning in Large
     Vision-Language Models", arXiv 2603.01236, ICLR 2026. The authors have not released the code; rule and constants are
     those of a public fork of it. It finds singular values in float32, which makes the effective rank up to 2.5 % too
-    large where there are more tokens than channels; here they are found in float64. With float32 inputs it goes on
-    with embeddings without their mean, which half precision does not; here embeddings keep their mean. It does not
-    prune at all from 576 kept tokens on; here every budget is met.
+    large where there are more tokens than channels; here they are found in float64. With float32 inputs, but not in
+    half precision, it then compares embeddings without their mean; here embeddings keep their mean. It does not prune
+    at all if 576 tokens or more are to be kept; here every budget is met.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""AnchorPrune: tokens that the question asks for, and important tokens unlike them."""
+"""AnchorPrune: tokens that the question asks for, and important tokens that differ from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zooprune.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class AnchorPrune(Pruner):
-    """Keep the tokens most relevant to the question, and expand them by important tokens that are unlike them.
+    """Keep the tokens most relevant to the question, and add important tokens that differ from them.
 
     Relevance is the largest cosine of a token to a token of the text. The anchor is a set of the most relevant tokens.
     It has a least size, and grows in the order of relevance until three of the added tokens are new, or until it takes

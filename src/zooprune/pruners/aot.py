@@ -1,4 +1,4 @@
-"""AOT: anchors of local and of global attention, which take in all other tokens by optimal transport."""
+"""AOT: tokens of local and of global attention, into which all others are merged by optimal transport."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NEAREST = 0.1
 
 @dataclass(frozen=True)
 class AOT(Pruner):
-    """Keep tokens that receive attention locally or globally, and transport all others to them.
+    """Keep tokens that receive attention locally or globally, and merge all others into them by optimal transport.
 
     The kept tokens are anchors. Half of them are local: the image is divided into 3 x 3 windows, and every window gives
     the same number of tokens, those that receive most attention in a shallow layer of the vision tower. The other half

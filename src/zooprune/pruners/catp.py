@@ -1,4 +1,4 @@
-"""CATP: tokens that stand for the image and agree with the text, and those that an example's question turns to."""
+"""CATP: tokens that cover the image and agree with the text, and tokens that gain attention inside the model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 class CATP(Pruner):
     """Keep tokens that cover the image and are similar to its text.
 
-    This is stage 1 of the paper, which prunes behind the projector. The kept set grows greedily. Each token is worth
-    what it adds to the coverage of all tokens, plus a weight times its similarity to the mean embedding of the text.
-    Similarities are cosines brought to [0, 1]. The paper prunes the images of in-context examples, and pairs each image
-    with the text of its own example. Here the text is the whole prompt, as the language model's own table embeds it.
-    Stage 2 prunes inside the language model; it is `catp_inside`.
+    This is stage 1 of the paper, which prunes behind the projector. The kept set grows greedily: each step adds the
+    token with the largest sum of what it adds to the coverage of all tokens, and a weight times its similarity to the
+    mean embedding of the text. Similarities are cosines brought to [0, 1]. The paper prunes the images of in-context
+    examples, and pairs each image with the text of its own example. Here the text is the whole prompt, as the language
+    model's own table embeds it. Stage 2 prunes inside the language model; it is `catp_inside`.
 
     Source: "CATP: Contextually Adaptive Token Pruning for Efficient and Enhanced Multimodal In-Context Learning",
     arXiv 2508.07871, AAAI 2026, stage 1. There is no released code. The paper removes half of the budget in each stage;
@@ -78,18 +78,18 @@ class CATP(Pruner):
 
 @dataclass(frozen=True)
 class CATPInside(InsidePruner):
-    """Keep the visual tokens of examples that the question turns to, and those of its own image that suit them.
+    """Keep tokens of example images that gain attention, and tokens of the last image that fit the examples.
 
-    This is stage 2 of the paper, for prompts that show examples before they ask; `catp` is stage 1. Tokens of all
-    images but the last are worth by how much the attention of the prompt's last token to them grows from the layer
-    before to the layer at hand, and by their cosine to the mean of the last image and the text behind it. One layer
-    later, tokens of the last image are worth their cosine to the mean of everything in front of it, pruned as it is
-    then. An only image is ranked like an example, by its cosine to the text behind it.
+    This is stage 2 of the paper, for prompts that show examples before they ask; `catp` is stage 1. The score of a
+    token of any image but the last is the growth of the attention that the prompt's last token pays to it, from the
+    layer before to the layer at hand, plus a weight times its cosine to the mean of the last image and the text behind
+    it. One layer later, the score of a token of the last image is its cosine to the mean of everything in front of the
+    image, which is pruned by then. A single image is scored like an example, with the text behind it alone.
 
-    Source: "CATP: Contextually Adaptive Token Pruning for Efficient and Enhanced Multimodal In-Context Learning",
-    arXiv 2508.07871, AAAI 2026, stage 2. There is no released code. The paper ranks the tokens of all examples
-    together; here each image has its own budget. Where the budget does not let the last image wait a layer longer, it
-    is pruned with the others. Positions are not spoken of, and tokens keep theirs here.
+    Source: "CATP: Contextually Adaptive Token Pruning for Efficient and Enhanced Multimodal In-Context Learning", arXiv
+    2508.07871, AAAI 2026, stage 2. There is no released code. The paper ranks the tokens of all examples together; here
+    each image has its own budget. Where the budget leaves no room to prune the last image a layer later, it is pruned
+    with the others. The paper does not mention positions; here tokens keep theirs.
 
     Parameters
     ----------

@@ -25,9 +25,9 @@ class Centring:
     Parameters
     ----------
     centred : bool
-        Compare tokens without their mean.
+        Subtract the mean of all tokens before they are compared.
     distinctive : bool
-        Multiply what a token is worth by how unlike all others it is.
+        Multiply a token's weight by how much it differs from all others.
 
     Notes
     -----

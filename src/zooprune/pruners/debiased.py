@@ -1,4 +1,4 @@
-"""Attention Debiasing: attention without its liking for late tokens and for padding."""
+"""Attention Debiasing: attention without its bias towards late tokens."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Debiased(AddOn):
-    """Divide the scores of another method by what a token's place in the image makes of attention on average.
+    """Divide the scores of another method by the attention that a token's place in the image attracts on average.
 
     A language model attends more to tokens that are nearer to the text, whatever they show. Mean attention over many
-    images follows exp(slope x) along the image, x being a token's place from 0 to 1. Dividing by it leaves what the
-    token itself attracts. It is done at the first stage.
+    images follows exp(slope x) along the image, where x is a token's place from 0 to 1. Dividing by it leaves the
+    attention that the token itself attracts. Only scores of the first stage are divided.
 
     Source: "Attention Debiasing for Token Pruning in Vision-Language Models", arXiv 2508.17807, and its files of
     weights. They have a slope for each method and data set, for PyramidDrop from 1.4 to 2.3 with a mean of 1.87, which

@@ -16,10 +16,10 @@ from zooprune.tokens import Selection, VisualTokens
 
 @dataclass(frozen=True)
 class DiversityOnly(Centring, Pruner):
-    """Keep tokens that are unlike each other, all being worth the same.
+    """Keep tokens that differ from each other; all tokens have the same weight.
 
-    The greedy selection of ZOO-Prune with constant weights: the first token is number 0, each further one the
-    farthest from those kept. The paper's ablation (Table 4) takes DivPrune for this row, which starts from another
+    The greedy selection of ZOO-Prune with constant weights: the first token is number 0, and each further token is the
+    farthest from those kept. The paper's ablation (Table 4) uses DivPrune for this row, which starts from another
     token.
 
     Source: arXiv 2509.24837, Eq. 6 and Table 4.

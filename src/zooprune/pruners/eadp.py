@@ -25,14 +25,14 @@ _TEMPERATURE = 0.01
 
 @dataclass(frozen=True)
 class EADP(Pruner):
-    """Keep tokens that cover the image, each place counting as much as it matters to the question.
+    """Keep tokens that cover the image, with every place weighted by its relevance to the question.
 
     Similarity to text is minus the cosine: the published sign, which favours tokens that are unlike the text. The
     relevance of a visual token mixes its similarity to the mean embedding of the text with its similarity to the text
     tokens of lowest entropy. The entropy is that of a softmax over visual tokens, so that it is low for a word that
     points to a place, and lower entropies weigh more. Relevance is brought to [0, 1], smoothed over neighbours and
-    raised to a power. Then tokens are picked greedily by facility location: every token is covered as far as it is
-    similar to a kept token, and counts as its relevance.
+    raised to a power. Then tokens are picked greedily by facility location: the coverage of a token is its largest
+    similarity to a kept token, weighted by its relevance.
 
     Source: "Combating Textual Noise and Redundancy: Entropy-Aware Dense Visual Token Pruning", arXiv 2607.02484,
     ECCV 2026. This is the released form for Qwen2.5-VL, which compares embeddings in the language model's space; the

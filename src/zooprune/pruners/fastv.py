@@ -1,4 +1,4 @@
-"""FastV: the last token of the prompt looks, and half of what it looks at least goes."""
+"""FastV: the visual tokens that the last token of the prompt attends to least are dropped."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 class FastV(InsidePruner):
     """Keep the visual tokens that the last token of the prompt attends to most in an early layer.
 
-    The attention is that of the layer before, the mean over its heads; from the layer on all others are gone. Tokens
-    that stay keep their positions.
+    The attention is that of the layer before, averaged over its heads. From this layer on, all other visual tokens are
+    dropped. Kept tokens keep their positions.
 
     Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
-    Vision-Language Models", arXiv 2403.06764, and its code, which reads the attention of the last token where the
-    paper writes of all. Only one row of the attention is worked out here, so that fast kernels stay in use.
+    Vision-Language Models", arXiv 2403.06764, and its code, which reads the attention of the last token only, while the
+    paper describes the mean over all tokens. Only one row of the attention is worked out here, so that fast kernels
+    stay in use.
 
     Parameters
     ----------

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Feather(InsidePruner):
-    """Keep what the last token attends to when positions do not count, and at first a uniform grid beside it.
+    """Keep tokens that the last token attends to when positions are ignored, and at first also a uniform grid.
 
-    Rotary positions make the last token look at the end of the image, which is its lower edge. So queries and keys of
-    the layer before are compared without them, by a softmax over the visual tokens alone. The first stage keeps the
-    tokens on a grid and the highest scoring ones; the second keeps the highest scoring ones. Tokens that stay keep
-    their positions.
+    With rotary positions, the last token attends most to the end of the image, which is its lower edge. Therefore
+    queries and keys of the layer before are compared without them, by a softmax over the visual tokens alone. The first
+    stage keeps the tokens on a grid and the highest scoring ones; the second keeps the highest scoring ones. Tokens
+    that stay keep their positions.
 
     Source: Endo et al., "Feather the Throttle: Revisiting Visual Token Pruning for Vision-Language Model Acceleration",
-    arXiv 2412.13180, and its code. With a budget, the tokens on the grid count inside it.
+    arXiv 2412.13180, and its code. With a budget, the tokens on the grid are part of it.
 
     Parameters
     ----------
@@ -34,10 +34,10 @@ class Feather(InsidePruner):
     layers : tuple of int or float
         In front of which layers, counted from 0, or at which shares of the depth: layers 8 and 16 of 32 in the paper.
     ratio : float
-        Where `keep` is None, the first stage keeps this share beside the grid, and every later one its square of what
-        it finds.
+        Where `keep` is None, the first stage keeps this share beside the grid, and every later stage the square of this
+        share of the tokens that reach it.
     stride : int
-        Every how many rows and columns the grid has a token.
+        Distance between neighbouring rows and columns of the grid, in tokens.
 
     Notes
     -----

@@ -20,8 +20,8 @@ class GPrune(Pruner):
 
     Tokens are joined where their cosine reaches a threshold, themselves included. Every token begins with the length of
     its embedding. In each round it passes on what it has to the tokens it is joined with, in shares that are the
-    softmax of the cosines. In the end, what a token has is divided by the number of its edges, or large regions of
-    the same look would win by their size. The tokens that have most are kept.
+    softmax of the cosines. In the end, what a token has is divided by the number of its edges, so that large uniform
+    regions do not win by their size. The tokens that have most are kept.
 
     Source: "What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruning for Multi-modal Large Language
     Models from the Perspective of Graph", arXiv 2501.02268, AAAI 2025; threshold, temperature and rounds as in

@@ -17,13 +17,14 @@ from zooprune.tokens import VisualTokens
 class Grid(Pruner):
     """Keep tokens that are spread evenly over the image.
 
-    The kept tokens form a lattice of evenly spaced rows and, in each of these, evenly spaced columns. Rows are as far
-    apart as columns, as nearly as whole numbers allow: 64 of 24 x 24 tokens are every third one of every third row.
-    Where the budget is no product of rows and columns, the numbers of tokens in two of these rows differ by one at
-    most. Tiles and frames have a share of the budget in proportion to their tokens, and each is a lattice of its own.
-    With fewer tokens than frames, frames are evenly spaced as well. The choice depends on nothing but positions.
+    The kept tokens form a lattice of evenly spaced rows and, in each of these, evenly spaced columns. Rows are about as
+    far apart as columns: 64 of 24 x 24 tokens are every third token of every third row. Where the budget is not a
+    product of rows and columns, these rows differ by one token at most. Each tile of each frame gets a share of the
+    budget in proportion to its tokens, and has a lattice of its own. With fewer kept tokens than frames, the frames
+    that keep a token are evenly spaced as well. The choice depends on positions alone.
 
-    Models without a family of their own say no rows and columns; there, tokens are evenly spaced in their order.
+    For models without a family of their own, rows and columns are unknown; there, tokens are evenly spaced in their
+    order.
 
     Parameters
     ----------

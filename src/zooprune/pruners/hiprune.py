@@ -14,7 +14,7 @@ from zooprune.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class HiPrune(Pruner):
-    """Keep the tokens that receive attention in the middle of the tower, those next to them, and those of the end.
+    """Keep tokens with most attention in the middle of the tower, their neighbours, and tokens with most at its end.
 
     Anchors receive the most attention in a middle layer, which attends to objects. Buffers are the tokens above, below
     and beside them. Registers fill the budget: of the tokens that are left, those that receive the most attention in

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class HorizonRandom(InsidePruner):
     """Keep visual tokens drawn without replacement in front of a deep layer.
 
-    It is made to follow another method: DivPrune keeps 284 tokens and this one 38 of them from layer 20 of 32 on, which
-    is 192 on average, ``prune(model, DivPrune(keep=284), inside=HorizonRandom(keep=192))``. Tokens that stay are
+    It is meant to follow another method: DivPrune keeps 284 tokens, and this method 38 of them from layer 20 of 32 on,
+    which is 192 on average, ``prune(model, DivPrune(keep=284), inside=HorizonRandom(keep=192))``. Tokens that stay are
     numbered anew.
 
     Source: Wang et al., "When Token Pruning is Worse than Random", arXiv 2512.07580, and its code, which fixes no seed.
@@ -35,7 +35,7 @@ class HorizonRandom(InsidePruner):
     ratio : float
         The share of the visual tokens that stays, where `keep` is None: 38 of 284 in the paper.
     seed : int
-        Every image is drawn for anew from this seed, so that a batch equals its rows.
+        Seed of the draws, the same for every image, so that a batch equals its rows.
 
     Notes
     -----

@@ -24,16 +24,17 @@ class LvlmCsp(InsidePruner):
     those that the last token of the prompt attends to most in the layer before. Tokens keep their positions.
 
     Source: "LVLM_CSP: Accelerating Large Vision Language Models via Clustering, Scattering, and Pruning for Reasoning
-    Segmentation", arXiv 2504.10854. There is no released code, and its text names neither the layers nor the counts:
-    those here are ours, and no published figure can be compared. The paper's segmentation token looks where the last
-    token does here, and of its ways to choose representatives the evenly spaced one is here.
+    Segmentation", arXiv 2504.10854. There is no released code, and its text names neither the layers nor the numbers of
+    tokens: the values here are this project's, and published figures cannot be compared. Late layers use the attention
+    of the last token, the paper that of its segmentation token. Of the paper's ways to choose the tokens of early
+    layers, only even spacing is here.
 
     Parameters
     ----------
     keep : int, float or None
-        Visual tokens per image that a layer reads on average, or a share of the image's tokens; None leaves the
-        ratios. With a budget, the middle takes half of it, one layer at least, and all other layers read the same
-        number.
+        Visual tokens per image that a layer reads on average, or a share of the image's tokens; None leaves the ratios.
+        With a budget, the layers in the middle take half of it, one layer at least, and all other layers read the same
+        number of tokens.
     layers : tuple of int or float
         In front of which layers all tokens come back and the best few stay, counted from 0, or shares of the depth.
         With a budget, only the second counts.

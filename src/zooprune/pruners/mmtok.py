@@ -21,10 +21,9 @@ class MMTok(Pruner):
     """Keep tokens that cover both the words of the question and the other tokens of the image.
 
     The similarity of a word to the tokens is a softmax over the tokens of their cosines, divided by a temperature, and
-    so is that of each token of the image. A word or a token is covered as far as the kept token that is most similar to
-    it. Tokens are picked one by one for the largest rise of T + alpha V, where T is the mean coverage of the words and
-    V that of the tokens. Words are compared with embeddings, tokens with each other by their features in front of the
-    projector.
+    so is that of each token of the image. The coverage of a word or a token is its largest similarity to a kept token.
+    Each step picks the token that raises T + alpha V most, where T is the mean coverage of the words and V that of the
+    tokens. Words are compared with embeddings, tokens with each other by their features in front of the projector.
 
     Source: "MMTok: Multimodal Coverage Maximization for Efficient Inference of VLMs", arXiv 2508.18264, ICLR 2026,
     Section 3; temperatures and weight as in the released code. Words are embeddings from the language model's own

@@ -25,7 +25,7 @@ class PruneSID(Pruner):
     Inside a group, tokens are taken in the order of the attention they receive in the vision tower, and each removes
     the tokens whose cosine to it exceeds k / 32 times the mean cosine of the image, with k the budget. Every group
     keeps at least one token; the rest of the budget is dealt out in proportion to the tokens that are left. A group
-    that is owed more than are left falls back on removed tokens.
+    with more places than tokens left takes removed tokens back.
 
     Source: "Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic Importance-Diversity",
     arXiv 2603.09480, ICLR 2026, with the constants of the released code for LLaVA. The released code finds components

@@ -22,7 +22,7 @@ class RandomPrune(Pruner):
     keep : int or float
         Tokens per image, or a share of them.
     seed : int
-        Every image is drawn for anew from this seed, so that a batch equals its rows.
+        Seed of the draws, the same for every image, so that a batch equals its rows.
     """
 
     name: ClassVar[str] = "random"

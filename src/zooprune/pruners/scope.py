@@ -24,7 +24,7 @@ class Scope(Pruner):
     """Keep tokens that cover the image and receive attention.
 
     A token is covered as far as it is similar to the most similar kept token, by the cosine of their features in front
-    of the projector; cosines below 0 cover nothing. Tokens are picked one by one for the largest g_i a_i^alpha, where
+    of the projector; a negative cosine counts as no coverage. Each step picks the token of largest g_i a_i^alpha, where
     g_i is what token i adds to the coverage of all tokens, and a_i is the attention it receives from the class token,
     or from all patches where the tower has no class token.
 

@@ -14,7 +14,7 @@ from zooprune.tokens import Selection, VisualTokens
 
 @dataclass(frozen=True)
 class SensitivityOnly(ZooPrune):
-    """Keep the most sensitive tokens, however alike they are.
+    """Keep the most sensitive tokens, no matter how similar they are.
 
     Source: arXiv 2509.24837, Table 4, row "sensitivity". The options are those of `ZooPrune`; `fusion`, `centred`
     and `distinctive` have no effect.

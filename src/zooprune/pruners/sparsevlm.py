@@ -22,28 +22,29 @@ _COUNTS = {
     "1.5": ((66, 30, 17), (238, 48, 26), (303, 110, 36), (300, 200, 110)),
     "2": ((66, 34, 20), (246, 54, 28), (238, 108, 60), (300, 200, 118)),
 }
-#: The share of the heads that version 2 listens to: 14 of 32.
+#: The share of the heads that version 2 uses: 14 of 32.
 _HEADS = 14 / 32
-#: What a position alone makes of a product at least, in version 2, which divides by it.
+#: The least effect of positions that version 2 divides by.
 _NEARNESS = 0.01
 
 
 @dataclass(frozen=True)
 class SparseVLM(InsidePruner):
-    """Keep the visual tokens that the words of the question which fit the image attend to.
+    """Keep the visual tokens that receive attention from those words of the question that fit the image.
 
-    The raters are the tokens of the text behind the image that the image's tokens are more similar to than to the mean
-    word, by the embeddings that enter the language model. The score of a visual token is the mean attention of the
-    raters in the layer before. Of the tokens that are dropped, the best 30 % are not lost: they are clustered by
-    density, and the mean of each cluster takes the place of its centre. Tokens that stay are numbered anew.
+    The raters are those text tokens behind the image whose similarity to the image's tokens is above the average, by
+    the embeddings that enter the language model. The score of a visual token is the mean attention of the raters in the
+    layer before. Of the tokens that are dropped, the best 30 % are not lost: they are clustered by density, and the
+    mean of each cluster takes the place of its centre. Tokens that stay are numbered anew.
 
-    Version 2 divides attention by what rotary positions alone make of it, listens to the heads that look at the image
+    Version 2 divides attention by the effect of rotary positions alone, uses only the heads that attend to the image
     most, recycles nothing and lets tokens keep their positions.
 
     Source: Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", arXiv
     2410.04417, and its code in versions 1.5 and 2. The code has fixed numbers of tokens for four budgets, and recycled
-    tokens come on top of them and stand behind all others. Here a budget is met between these schedules, recycled
-    tokens count inside it, half of it at most, and they stand where the centres of their clusters stood.
+    tokens come on top of them and stand behind all others. Here the schedule for a budget is interpolated between
+    these. Recycled tokens are part of the budget, at most half of it, and stand where the centres of their clusters
+    stood.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""ToDRE: a set of tokens as diverse as a greedy search finds, and none once image and text pay each other no heed."""
+"""ToDRE: a diverse set of tokens, and no tokens at all once image and text hardly attend to each other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ToDRE(Pruner):
-    """Keep the token of most attention, and then always the token least similar to all kept ones together.
+    """Keep the token of most attention, and then, step by step, the token least similar to all kept tokens together.
 
     This is stage 1 of the paper, which prunes in front of the language model. The first token receives the most
     attention in the last layer of the vision tower, from the class token where there is such a token, and from all
@@ -64,17 +64,18 @@ class ToDREInside(VisualTokensWithdrawal):
 
     This is stage 2 of the paper; `todre` is stage 1. In the layer before, the share of attention that the text behind
     the image gives the visual tokens and the share that the visual tokens give the text must both be below a threshold.
-    With a budget, nothing is asked: the layer is where the average is met, as with `vtw`.
+    With a budget, attention is not checked: the layer is the one with which the average is met, as with `vtw`.
 
     Source: "ToDRE: Visual Token Pruning via Diversity and Task Awareness for Efficient Large Vision-Language Models",
     arXiv 2505.18757, stage 2. There is no released code. Shares are means over heads and tokens; the text that visual
-    tokens attend to is that in front of them, its first token included. Positions are not spoken of, and the text keeps
-    its own here.
+    tokens attend to is that in front of them, its first token included. The paper does not mention positions; here the
+    text keeps its own.
 
     Parameters
     ----------
     keep : int, float or None
-        Visual tokens per image that a layer reads on average, or a share of the image's tokens; None asks at `layer`.
+        Visual tokens per image that a layer reads on average, or a share of the image's tokens; None checks attention
+        at `layer`.
     layer : int or float
         In front of which layer, counted from 0, or at which share of the depth, where `keep` is None: layer 28 of 32.
     threshold : float

@@ -18,7 +18,7 @@ from zooprune.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class TOPS(Pruner):
-    """Keep tokens that receive attention, cover the others and are unlike each other.
+    """Keep tokens that receive attention, cover the others and differ from each other.
 
     This is stage 1 of the paper, which prunes in front of the language model. The first token receives the most
     attention from the class token, or from all patches where the tower has no class token. Every further token i has

@@ -1,4 +1,4 @@
-"""TransPrune: tokens that layers change much count, and those that the question attends to."""
+"""TransPrune: tokens that layers change much, and tokens that the question attends to."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class TransPrune(InsidePruner):
     """Keep the visual tokens whose representations change most from layer to layer and that the question attends to.
 
-    A token's transition in a module is the length of what the module gives, relative to what it reads, times how far
-    the direction turns, which is brought to a share of all tokens by a softmax. The transitions of attention and
-    feed-forward modules add up from the layer in front of the first stage on. To their share among the visual tokens
-    comes the share of attention that the text behind the image gives in the layer at hand. Tokens that stay are
-    numbered anew.
+    A token's transition in a module has two factors: the length of the module's output relative to its input, and the
+    softmax, over all tokens, of how far the direction turns. Transitions of attention and feed-forward modules are
+    added up from the layer in front of the first stage on. The score of a token is its share of the visual tokens'
+    transitions, plus its share of the attention that the text behind the image pays to them in the layer at hand.
+    Tokens that stay are numbered anew.
 
     Source: Li et al., "TransPrune: Token Transition Pruning for Efficient Large Vision-Language Model", arXiv
     2507.20630, and its code, where the angle counts with its sign. With a budget, the paper's schedule is scaled.

@@ -22,14 +22,14 @@ _TEMPERATURE = 0.01
 
 @dataclass(frozen=True)
 class VidCom2(Pruner):
-    """Keep the tokens least like the mean of their frame and of the video, and more of frames that stand out.
+    """Keep tokens that differ most from the means of their frame and of the video, and more of frames that stand out.
 
     Tokens are compared by the half of their channels that vary least, brought to unit length. The similarity of a token
     to a mean is a sum of five Gaussians of their distance. The score of a token is minus its similarity to the mean of
     the video and to that of its frame. The budget of a frame is its tokens times the share to keep, times 1 plus the
     softmax over frames of minus the mean similarity to the video, from which the mean over frames is subtracted. A
-    frame has at least one token and all of its own at most. What is too many in all is taken from the lowest scores,
-    and what is missing is filled up with the highest scores that are left, so that the budget is met.
+    frame keeps at least one token and at most all of its tokens. If these are more than the budget, the tokens of
+    lowest score are dropped; if they are fewer, the tokens of highest score that are left are added.
 
     An image is a video of one frame, whose two means are the same.
 

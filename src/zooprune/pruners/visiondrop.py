@@ -59,10 +59,10 @@ class VisionDropInside(InsidePruner):
     """Keep the visual tokens that other visual tokens attend to, and merge the others into a few more.
 
     This is the part of VisionDrop inside the language model; `visiondrop` is the part in front of it. In front of each
-    stage's layer, a token's score is the mean attention of all visual tokens to it in the layer at hand; the text has
-    no say. Of the tokens that are left, evenly spaced ones become contextual tokens: every other token joins the
-    contextual token whose key is nearest, and the mean of those that join is added to it. Tokens that stay are numbered
-    anew.
+    stage's layer, a token's score is the mean attention of all visual tokens to it in the layer at hand; attention of
+    the text does not count. Of the tokens that are left, evenly spaced ones become contextual tokens: every other token
+    joins the contextual token whose key is nearest, and the mean of those that join is added to it. Tokens that stay
+    are numbered anew.
 
     Source: "Rethinking Visual Token Reduction in LVLMs under Cross-Modal Misalignment" (VisionDrop), arXiv 2506.22283,
     AAAI 2026, and its code, which puts contextual tokens behind the dominant ones. Here they stay where they were, and

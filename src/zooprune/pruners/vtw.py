@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class VisualTokensWithdrawal(InsidePruner):
     """Drop all visual tokens in front of one layer.
 
-    With a budget, the layer is the one up to which all visual tokens together come to the average, so that it is met to
-    within half of an image's tokens divided by the depth. The paper finds the layer on a small data set; positions are
-    not spoken of, and the text keeps its own here.
+    With a budget, the layer is the one with which the average over layers comes closest to it: within half of an
+    image's tokens, divided by the number of layers. The paper finds the layer on a small data set. It does not mention
+    positions; here the text keeps its own.
 
     Source: Lin et al., "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference",
     arXiv 2405.05803.

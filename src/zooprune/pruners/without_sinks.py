@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WithoutSinks(AddOn):
-    """Let another method rank visual tokens that are attention sinks behind all others.
+    """Rank visual tokens that are attention sinks behind all others, in the scores of another method.
 
-    A sink is a token of which the layer at hand reads one of a few channels that are huge: their size, divided by the
-    root mean square of all its channels, is above a threshold. The first token of a prompt is always a sink; the
-    channels are those in which it is that huge, unless they are given.
+    A sink is a token with a huge value in one of a few channels of what the layer at hand reads: divided by the root
+    mean square of all its channels, the size of this value is above a threshold. The first token of a prompt is always
+    a sink. Unless channels are given, they are those in which the first token has a huge value.
 
     Source: Kang et al., "See What You Are Told: Visual Attention Sink in Large Multimodal Models", arXiv 2503.03321,
     ICLR 2025, and its code. The paper gives sinks less attention and prunes nothing; only its way to find them is here.
@@ -37,7 +37,7 @@ class WithoutSinks(AddOn):
     channels : tuple of int, optional
         The channels in which sinks are huge; None finds them.
     threshold : float
-        From what size on a channel is huge.
+        The size, relative to the root mean square, above which a value is huge.
 
     Notes
     -----

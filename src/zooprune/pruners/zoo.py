@@ -29,7 +29,7 @@ _warned: WeakSet[nn.Module] = WeakSet()
 
 @dataclass(frozen=True)
 class ZooPrune(Centring, Pruner):
-    """Keep the tokens whose nudging moves the projector's output most, and that are unlike each other.
+    """Keep tokens to which the projector's output is sensitive, and that differ from each other.
 
     Source: "ZOO-Prune: Training-Free Token Pruning via Zeroth-Order Gradient Estimation in Vision-Language Models",
     arXiv 2509.24837, CVPR 2026.
@@ -39,21 +39,22 @@ class ZooPrune(Centring, Pruner):
     keep : int or float
         Tokens per image, or a share of them.
     estimator : {"auto", "closed_form", "jvp", "finite_difference"}
-        How to measure sensitivity. "auto" takes the cheapest one that ranks tokens as the exact one does: the closed
-        form for two-layer projectors, with or without a norm in front, directional derivatives for others, and finite
-        differences where those cannot be had, as of quantised activations. The paper's own is "finite_difference".
-        Where the projector is linear, none of them tells tokens apart: a warning says so once, and every token scores
-        one.
+        How to measure sensitivity. "auto" takes the cheapest estimator that ranks tokens like the exact one: the closed
+        form for two-layer projectors, with or without a norm in front, directional derivatives for other projectors,
+        and finite differences for those that cannot be differentiated, for instance because they quantise activations.
+        The paper uses "finite_difference". Where the projector is linear, all tokens are equally sensitive: a warning
+        says so once, and every score is 1.
     directions : int
         Unit directions that the two sampled estimators draw (m in the paper).
     step : float
         Step of the finite differences (h in the paper).
     rank : int, optional
-        Cheaper sensitivity. For the closed form, wherever there is one: the columns kept beside G's diagonal. For the
-        sampled estimators: the rank both linear layers are cut to, if the projector is two layers with an activation
-        between and nothing else. Other projectors refuse it, and linear ones, which are not scored, have no use for it.
-        None keeps everything whole; only with "auto" the closed form is then worked out in the cheapest way that ranks
-        tokens like the whole (see `zooprune.sensitivity.jacobian.form_of`).
+        Makes sensitivity cheaper. For the closed form: the number of columns that are kept beside the diagonal of the
+        matrix G; see `zooprune.sensitivity.closed_form`. For the sampled estimators: the rank to which both linear
+        layers are cut, if the projector is two layers with an activation between them and nothing else. Other
+        projectors refuse it, and it has no effect on linear projectors. None cuts nothing; with "auto", the closed form
+        is then computed in the cheapest way that ranks tokens like the full one (see
+        `zooprune.sensitivity.jacobian.form_of`).
     seed : int
         Seed of the directions, the same for every image.
     fusion : {"product", "sum"}

@@ -17,12 +17,12 @@ from zooprune.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class ZooAsked(ZooPrune):
-    """Keep what ZOO-Prune picks first, after the tokens most like a word of the question.
+    """Keep the tokens most similar to a word of the question, and fill the budget with ZOO-Prune's picks.
 
     A part of the budget goes to the tokens whose largest cosine to a token of the prompt's text is largest, compared in
     the language model's embedding space. The others are picked as ZOO-Prune picks them, in its order. A small budget
-    has no room for everything in an image, and ZOO-Prune alone cannot know what is asked about. A prompt without text
-    leaves ZOO-Prune.
+    has no room for everything in an image, and ZOO-Prune alone cannot know what the question is about. For a prompt
+    without text, this method is ZOO-Prune.
 
     Source: this project, docs/standing-in.md, where the share was chosen and confirmed with kept tokens that stand in
     for the dropped ones; the rest is ZOO-Prune, arXiv 2509.24837.
