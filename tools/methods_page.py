@@ -40,6 +40,9 @@ costs, and how many questions of the bundled benchmark the model then answers co
 task, start with [Choose a method and a budget](choosing.md). `zooprune methods` prints the table, and
 `zooprune methods NAME` one method.
 
+A formula shows what the code of this library computes. In it, `next` is the token that is kept next, words such as
+`power` are options of the method, and the lines below it explain the other symbols.
+
 ![One scene and {keep} of its 576 tokens under every method, with the model's answers](images/methods.png)
 
 `zooprune gallery --save docs/images/methods.png` draws this picture: one scene and {keep} tokens under every method.

@@ -41,7 +41,7 @@ class GPrune(Pruner):
 
     Notes
     -----
-        v_j     ← Σ_i S_ij v_i, `rounds` times, from v_j = ‖z_j‖
+        v_j     ← Σ_i S_ij v_i, repeated rounds times, from v_j = ‖z_j‖
         S_ij    = softmax_j(cos(z_i, z_j) / temperature) where the cosine ≥ threshold
         score_i = v_i / n_i
 
