@@ -46,7 +46,7 @@ def test_paper_and_options_come_from_the_docstring():
 def test_the_formula_comes_from_the_notes_and_is_no_part_of_the_idea():
     entry = describe("fastv")
     assert entry.formula.splitlines()[:2] == ["score_i = mean_h A_h(last, i)", ""]
-    assert describe("sensitivity").formula.startswith("score_i = s_i\n")
+    assert describe("sensitivity").formula.startswith("score_i = mean_u ‖M(x_i + h u) − M(x_i − h u)‖ / 2h")
     assert "score_i" not in " ".join((*entry.idea, entry.source))
 
 

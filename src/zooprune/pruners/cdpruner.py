@@ -20,10 +20,10 @@ from zooprune.tokens import VisualTokens
 class CDPruner(Centring, Pruner):
     """Keep a set of tokens that is diverse given the question: a determinantal point process over both.
 
-    With r the relevance of each token and c the cosines between embeddings, the kernel is r_i c_ij r_j, and tokens are
-    picked one by one for the largest determinant. Relevance is minus the mean cosine to the question, rescaled to
-    [0, 1] over the image: the published sign, which favours tokens that are unlike the text. The paper compares image
-    and text in CLIP's shared space. Here both are compared in the language model's embedding space, which every
+    With r the relevance of each token and c the cosines between embeddings, the kernel is r_i c_ij r_j, and each step
+    picks the token with which the determinant is largest. Relevance is minus the mean cosine to the question, rescaled
+    to [0, 1] over the image: the published sign, which favours tokens that differ from the text. The paper compares
+    image and text in CLIP's shared space. Here both are compared in the language model's embedding space, which every
     model has; published figures were not measured that way.
 
     Source: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs",
@@ -35,8 +35,9 @@ class CDPruner(Centring, Pruner):
     keep : int or float
         Tokens per image, or a share of them.
     centred, distinctive : bool
-        The options of Cen-Prune, arXiv 2608.30263; see `zooprune.pruners.centring.Centring`. Both together are its
-        form for CDPruner, Eq. 8.
+        The options of Cen-Prune, arXiv 2608.30263: subtract the mean of all tokens before they are compared, and
+        multiply a token's weight by how much it differs from all others; see `zooprune.pruners.centring.Centring`. Both
+        together are its form for CDPruner, Eq. 8.
 
     Notes
     -----

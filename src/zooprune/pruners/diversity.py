@@ -29,7 +29,8 @@ class DiversityOnly(Centring, Pruner):
     keep : int or float
         Tokens per image, or a share of them.
     centred, distinctive : bool
-        The options of Cen-Prune, arXiv 2608.30263; see `zooprune.pruners.centring.Centring`.
+        The options of Cen-Prune, arXiv 2608.30263: subtract the mean of all tokens before they are compared, and
+        multiply a token's weight by how much it differs from all others; see `zooprune.pruners.centring.Centring`.
 
     Notes
     -----

@@ -20,7 +20,7 @@ class DivPrune(Centring, Pruner):
     """Keep tokens such that the smallest distance between two kept tokens is large (max-min diversity).
 
     The distance is 1 minus the cosine of two embeddings. The first token is the one whose nearest other token is
-    farthest. Each further one is the farthest from those kept, by its smallest distance to them.
+    farthest. Each further token is the farthest from those kept, by its smallest distance to them.
 
     Source: "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", arXiv 2503.02175, CVPR 2025,
     Section 3. The paper's budget on LLaVA-1.5 is a share of 0.098. The released code works in float16 and may pick a
@@ -34,8 +34,9 @@ class DivPrune(Centring, Pruner):
     keep : int or float
         Tokens per image, or a share of them.
     centred, distinctive : bool
-        The options of Cen-Prune, arXiv 2608.30263; see `zooprune.pruners.centring.Centring`. Both together are its
-        form for DivPrune.
+        The options of Cen-Prune, arXiv 2608.30263: subtract the mean of all tokens before they are compared, and
+        multiply a token's weight by how much it differs from all others; see `zooprune.pruners.centring.Centring`. Both
+        together are its form for DivPrune.
 
     Notes
     -----

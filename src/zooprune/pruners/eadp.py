@@ -27,7 +27,7 @@ _TEMPERATURE = 0.01
 class EADP(Pruner):
     """Keep tokens that cover the image, with every place weighted by its relevance to the question.
 
-    Similarity to text is minus the cosine: the published sign, which favours tokens that are unlike the text. The
+    Similarity to text is minus the cosine: the published sign, which favours tokens that differ from the text. The
     relevance of a visual token mixes its similarity to the mean embedding of the text with its similarity to the text
     tokens of lowest entropy. The entropy is that of a softmax over visual tokens, so that it is low for a word that
     points to a place, and lower entropies weigh more. Relevance is brought to [0, 1], smoothed over neighbours and

@@ -18,10 +18,10 @@ from zooprune.tokens import VisualTokens
 class GPrune(Pruner):
     """Keep the tokens that importance flows to, along a graph whose edges join similar tokens.
 
-    Tokens are joined where their cosine reaches a threshold, themselves included. Every token begins with the length of
-    its embedding. In each round it passes on what it has to the tokens it is joined with, in shares that are the
-    softmax of the cosines. In the end, what a token has is divided by the number of its edges, so that large uniform
-    regions do not win by their size. The tokens that have most are kept.
+    Tokens are joined where their cosine reaches a threshold, themselves included. The importance of a token begins as
+    the length of its embedding. In each round it passes its importance on to the tokens it is joined with, in shares
+    that are the softmax of the cosines. In the end, importance is divided by the number of a token's edges, so that
+    large uniform regions do not win by their size. The tokens of most importance are kept.
 
     Source: "What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruning for Multi-modal Large Language
     Models from the Perspective of Graph", arXiv 2501.02268, AAAI 2025; threshold, temperature and rounds as in
@@ -35,7 +35,7 @@ class GPrune(Pruner):
     threshold : float
         The least cosine of two tokens that are joined, in [0, 1).
     temperature : float
-        Of the softmax, positive.
+        The temperature of the softmax, positive.
     rounds : int
         How often importance is passed on.
 

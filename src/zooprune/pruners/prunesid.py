@@ -19,7 +19,7 @@ from zooprune.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class PruneSID(Pruner):
-    """Keep from every group of related tokens those that receive most attention and are not alike.
+    """Keep from every group of related tokens those that receive most attention and differ from each other.
 
     There are a quarter as many groups as kept tokens. A token belongs to the principal component it weighs most in.
     Inside a group, tokens are taken in the order of the attention they receive in the vision tower, and each removes

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class PyramidDrop(InsidePruner):
     """Keep the visual tokens that the last token of the prompt attends to most, fewer from stage to stage.
 
-    In front of each stage's layer, the attention is that of the layer itself, the mean over its heads. Tokens that stay
-    are numbered anew.
+    The attention is that of the layer in front of which a stage prunes, averaged over its heads. Tokens that stay are
+    numbered anew.
 
     Source: Xing et al., "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy
     Reduction", arXiv 2410.17247, and its code. With a budget, one ratio is found with which the average is met.
@@ -32,7 +32,7 @@ class PyramidDrop(InsidePruner):
         In front of which layers, counted from 0, or at which shares of the depth: layers 8, 16 and 24 of 32 in the
         paper.
     ratio : float
-        The share that each stage leaves of what it finds, where `keep` is None.
+        The share that each stage keeps of the visual tokens that reach it, where `keep` is None.
 
     Notes
     -----

@@ -23,10 +23,10 @@ _SAME = 1e-6
 class Scope(Pruner):
     """Keep tokens that cover the image and receive attention.
 
-    A token is covered as far as it is similar to the most similar kept token, by the cosine of their features in front
-    of the projector; a negative cosine counts as no coverage. Each step picks the token of largest g_i a_i^alpha, where
-    g_i is what token i adds to the coverage of all tokens, and a_i is the attention it receives from the class token,
-    or from all patches where the tower has no class token.
+    The coverage of a token is its largest cosine to a kept token, by their features in front of the projector; a
+    negative cosine counts as no coverage. Each step picks the token of largest g_i a_i^alpha, where g_i is what token i
+    adds to the coverage of all tokens, and a_i is the attention it receives from the class token, or from all patches
+    where the tower has no class token.
 
     Source: "SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodel LLMs", arXiv 2510.24214, NeurIPS
     2025, Section 3; features and layer as in the released code. With several tiles the released code gives each the

@@ -21,9 +21,12 @@ class SensitivityOnly(ZooPrune):
 
     Notes
     -----
-        score_i = s_i
+        score_i = mean_u ‖M(x_i + h u) − M(x_i − h u)‖ / 2h   (Eq. 2-4)
+        score_i = √(mean_u ‖J_i u‖²), over all u              ("closed_form")
+        score_i = mean_u ‖J_i u‖                              ("jvp")
 
-        s_i: sensitivity of token i, as in `ZooPrune` (Eq. 2-4)
+        x_i: token i before the projector M; J_i: Jacobian of M at x_i
+        u: random directions of length 1; h: a small step
     """
 
     name: ClassVar[str] = "sensitivity"

@@ -55,7 +55,7 @@ class SparseVLM(InsidePruner):
         In front of which layers, counted from 0, or at which shares of the depth: behind layers 2, 6 and 15 of 32 in
         the paper.
     version : {"1.5", "2"}
-        Of the paper's code.
+        The version of the paper's code.
 
     Notes
     -----

@@ -39,7 +39,7 @@ class VFlowOpt(Pruner):
     keep : int or float
         Tokens per image, or a share of them, merged tokens included.
     threshold : float
-        How many times the mean attention a central token receives at least. If there is none, all tokens count as
+        Central tokens receive more than this many times the mean attention. If there are none, all tokens count as
         central. Published for LLaVA-OneVision: 28.68, 34.76 and 39.26 for 50, 25 and 10 % of the tokens.
     cell : float
         The side of a cell in tokens. Published for the same shares: 11.76, 15.58 and 17.39. For other models,

@@ -60,8 +60,9 @@ class ZooPrune(Centring, Pruner):
     fusion : {"product", "sum"}
         "sum" is the paper's ablation (Table 4).
     centred, distinctive : bool
-        The options of Cen-Prune, arXiv 2608.30263; see `zooprune.pruners.centring.Centring`. Both together are its
-        form for ZOO-Prune.
+        The options of Cen-Prune, arXiv 2608.30263: subtract the mean of all tokens before they are compared, and
+        multiply a token's weight by how much it differs from all others; see `zooprune.pruners.centring.Centring`. Both
+        together are its form for ZOO-Prune.
 
     Notes
     -----
