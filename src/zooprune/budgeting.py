@@ -84,7 +84,9 @@ def _checked(pruner: Pruner, tokens: VisualTokens, select: Select) -> Select:
     def checked(keep: int) -> Selection:
         selection = select(keep)
         if selection.total != len(tokens):
-            raise ValueError(f"{pruner} selected among {selection.total} tokens of {len(tokens)}")
+            raise ValueError(
+                f"{pruner} selected among {selection.total} tokens of {len(tokens)}; give Selection total=len(tokens)"
+            )
         if pruner.is_exact() and len(selection) != keep:
             raise ValueError(
                 f"{pruner} kept {len(selection)} tokens when asked for {keep}; declare it as exact = False"

@@ -61,7 +61,10 @@ class Conversation:
         given = input_ids.cpu()
         held = torch.cat([self.ids, self.after], dim=1)
         if len(given) != len(held):
-            raise ValueError(f"the cache holds {len(held)} conversations, but input_ids has {len(given)} rows")
+            raise ValueError(
+                f"the cache holds {len(held)} conversations, but input_ids has {len(given)} rows; "
+                "pass the rows that generate returned"
+            )
         if given.shape[1] <= held.shape[1] or not torch.equal(given[:, : held.shape[1]], held):
             raise ValueError(
                 "input_ids does not go on from what past_key_values holds; append new ids to the sequences that "
@@ -102,7 +105,7 @@ class Conversation:
 
 
 #: Why nobody can go on from the cache of a beam search.
-BEAMS = "it is that of a beam search, whose rows are no conversations"
+BEAMS = "it is that of a beam search, whose rows are no conversations; start without a cache"
 #: Why `generate` cannot go on from a cache that the caller filled.
 BY_HAND = "it was filled by calling the model by hand; go on by hand inside the session"
 
@@ -154,7 +157,7 @@ def recall(cache: Any) -> Conversation | None:
     if not isinstance(cache, _OfPrunedPrompt):
         return None
     if isinstance(cache.conversation, str):
-        raise ValueError(f"past_key_values cannot be gone on from: {cache.conversation}")
+        raise ValueError(f"past_key_values cannot be continued: {cache.conversation}")
     return cache.conversation
 
 

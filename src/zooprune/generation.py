@@ -144,7 +144,7 @@ class Session:
         if isinstance(pruner, str):
             pruner = get_pruner(pruner, **options)
         elif options:
-            raise TypeError(f"{', '.join(options)}: set these on the pruner itself")
+            raise TypeError(f"{', '.join(options)}: set on the pruner itself, as in ZooPrune(keep=64, seed=1)")
         if not isinstance(pruner, Pruner):
             raise TypeError(f"expected a Pruner, the name of one or a Plan, got {type(pruner).__name__}")
         before, behind = _two_stages(pruner, inside, policy)
@@ -359,7 +359,9 @@ class Session:
         known = {*family.image_arguments, *family.video_arguments}
         for name, value in inputs.items():
             if name.startswith("pixel_values") and value is not None and name not in known:
-                raise ValueError(f"{name} cannot be pruned: zooprune reads {', '.join(sorted(known))} of {kind}")
+                raise ValueError(
+                    f"{name} cannot be pruned: of {kind}, zooprune reads {', '.join(sorted(known))}; leave it out"
+                )
         return bool(family.present(inputs))
 
     def _check_ids(self, inputs: Mapping[str, Any]) -> None:
@@ -409,7 +411,7 @@ def _two_stages(
         before, found = get_pruner(UNPRUNED), pruner
     if found is not None and policy.weighs:
         raise ValueError(
-            f'dropped="{policy.dropped}" cannot be had while pruning inside the language model; use dropped="mean"'
+            f'dropped="{policy.dropped}" cannot be used while pruning inside the language model; use dropped="mean"'
         )
     return before, found
 

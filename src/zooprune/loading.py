@@ -80,7 +80,9 @@ def load_skeleton(name: str) -> PreTrainedModel:
         with torch.device("meta"):
             skeleton: PreTrainedModel = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise ValueError(f"{name} is no vision-language model of transformers ({_reason(error)})") from None
+        raise ValueError(
+            f"{name} is no vision-language model of transformers ({_reason(error)}); give one, see: zooprune models"
+        ) from None
     return skeleton
 
 

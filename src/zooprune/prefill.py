@@ -173,10 +173,11 @@ def check_prompt(input_ids: Tensor, attention_mask: Tensor) -> None:
         raise ValueError(f"the prompt is empty: input_ids has shape {tuple(input_ids.shape)}, expected (B, L)")
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
-            f"attention_mask {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)} must have one shape"
+            f"attention_mask {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)} must have one shape; "
+            "pass both from one processor call"
         )
     if not bool(attention_mask.any(1).all()):
-        raise ValueError("a row of attention_mask is all zeros: that prompt is empty")
+        raise ValueError("a row of attention_mask is all zeros: that prompt is empty; leave the row out")
     if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):
         raise ValueError('the prompts are not padded on the left; set processor.tokenizer.padding_side = "left"')
 

@@ -313,7 +313,7 @@ def _broken() -> tuple[type[Exception], ...]:
 
 def _refused(path: Path, error: Exception) -> ValueError:
     reason = (str(error).strip() or "it ends too soon").splitlines()[0]
-    return ValueError(f"{path} is not a Parquet file that can be read ({reason})")
+    return ValueError(f"{path} is not a Parquet file that can be read ({reason}); write it again")
 
 
 def _parquet(path: Path) -> Iterator[_Row]:

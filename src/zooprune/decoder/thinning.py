@@ -579,7 +579,10 @@ class Pass:
         index = found.index if isinstance(found, Mixed) else found
         chosen = index.sort().values.cpu()
         if keep is not None and len(chosen) != keep:
-            raise ValueError(f"{method} kept {len(chosen)} tokens at layer {layer.number} when asked for {keep}")
+            raise ValueError(
+                f"{method} kept {len(chosen)} tokens at layer {layer.number} when asked for {keep}; "
+                "choose_at() must return as many indices as it is asked for"
+            )
         if isinstance(found, Mixed) and len(found.anchors):
             columns = crowd.columns[alive[found.anchors.cpu()]]
             self.run.mixed.setdefault(layer.number, []).append((crowd.report.row, columns, found.rows))

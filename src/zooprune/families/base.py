@@ -174,10 +174,12 @@ class Family(ABC):
             read = getattr(model.config, "vision_feature_layer", None)
             read = -1 if read is None else read[-1] if isinstance(read, Sequence) else read
             if read == 0:
-                raise ValueError(f"the projector of {type(model).__name__} reads no layer of its tower; name one")
+                raise ValueError(
+                    f"the projector of {type(model).__name__} reads no layer of its tower; choose another method"
+                )
             number = read if read < 0 else read - 1
         if not -total <= number < total:
-            raise ValueError(f"{type(model).__name__} has no layer {number}; its tower has {total}")
+            raise ValueError(f"{type(model).__name__} has no layer {number}: its tower has {total}, counted from 0")
         return number % total
 
     def tail(self, projector: Any) -> nn.Module:

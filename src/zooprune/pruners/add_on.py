@@ -36,7 +36,10 @@ class AddOn(InsidePruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.below, InsidePruner):
-            raise TypeError(f"{self.name} sits on a method that prunes inside the language model, not on {self.of!r}")
+            raise TypeError(
+                f"{self.name} sits on a method that prunes inside the language model, not on {self.of!r}; "
+                'give of="fastv", for example'
+            )
 
     @cached_property
     def below(self) -> InsidePruner:

@@ -86,10 +86,12 @@ def fitted_slope(attention: Iterable[Tensor]) -> float:
     """
     rows = [row.double().cpu() for row in attention]
     if not rows or len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
-        raise ValueError("the slope is fitted to images of the same size, of two tokens at least")
+        raise ValueError(
+            "the slope is fitted to images with the same number of tokens, two or more; give images of one size"
+        )
     mean = torch.stack(rows).mean(0)
     if not bool((mean > 0).all()):
-        raise ValueError("some token has no attention in any image, so that no exponential can follow it")
+        raise ValueError("some token gets no attention in any image, so no exponential fits it; give more images")
     place = torch.arange(len(mean), dtype=torch.float64) / len(mean)
     place = place - place.mean()
     return float((place * mean.log()).sum() / place.square().sum())

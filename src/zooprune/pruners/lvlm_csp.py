@@ -77,7 +77,9 @@ class LvlmCsp(InsidePruner):
             return ()
         numbers = layer_numbers(self.layers, depth)
         if depth < 3:
-            raise ValueError(f"{self.name} needs a language model of three layers, and this has {depth}")
+            raise ValueError(
+                f"{self.name} needs a language model of three layers, and this has {depth}; choose another method"
+            )
         back, few = (numbers[0], max(numbers[-1], numbers[0] + 1)) if numbers[0] < depth - 1 else (depth - 2, depth - 1)
         if read is None:
             return (

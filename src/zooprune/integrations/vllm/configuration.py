@@ -237,7 +237,7 @@ def _reason_against(pruner: Pruner, policy: Policy) -> str | None:
     if reason is not None:
         return f"method {pruner.name} cannot be served: {reason}; choose zoo, for example"
     if policy.scope == "prompt":
-        return 'scope="prompt" cannot be served: vLLM encodes and caches every image by itself'
+        return 'scope="prompt" cannot be served: vLLM encodes and caches every image by itself; give "image" or "tile"'
     if policy.weighs:
         return f'dropped="{policy.dropped}" cannot be served: vLLM\'s attention takes no bias; give "mean" or "discard"'
     return None

@@ -28,9 +28,11 @@ class KeptEndpoint:
 async def _kept(label: str, request: Request) -> dict[str, Any]:
     engine = request.app.state.engine_client
     if not hasattr(engine.model_config.hf_config, KEY):
-        raise HTTPException(404, "this server prunes nothing")
+        raise HTTPException(404, "this server prunes nothing; start it with a configuration of zooprune")
     if engine.vllm_config.parallel_config.data_parallel_size > 1:
-        raise HTTPException(501, "kept tokens cannot be asked for with --data-parallel-size: only one engine answers")
+        raise HTTPException(
+            501, "kept tokens cannot be asked for with --data-parallel-size: only one engine answers; leave it out"
+        )
     # All ranks choose alike, so the first one's answer holds.
     images, *_ = await engine.collective_rpc(METHOD, args=(label,))
     if not images:

@@ -57,4 +57,6 @@ class ProjectorCopy:
                 missing.discard(inner)
             yield name, value
         if missing:
-            raise RefusedError(f"zooprune: the checkpoint lacks {self._prefix}{min(missing)}, which scoring needs")
+            raise RefusedError(
+                f"zooprune: the checkpoint lacks {self._prefix}{min(missing)}, which scoring needs; download it again"
+            )
