@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from error_sentences import FILLED, Source, error_sentences
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +92,10 @@ CODE = {
     "a sum": ('raise ValueError("no image" + ("; give one" if x else ""))', {"no image; give one", "no image"}),
     "a constant": ('WHY = "no image"\ndef f():\n raise ValueError(WHY)', {"no image"}),
     "a variable": ('def f(x):\n why = "no image" if x else f"no {x}"\n raise ValueError(why)', {"no image", "no …"}),
-    "a variable in a text": ('def f(x):\n why = "no image"\n raise ValueError(f"{why}; give one")', {"no image; give one"}),
+    "a variable in a text": (
+        'def f():\n why = "no image"\n raise ValueError(f"{why}; give one")',
+        {"no image; give one"},
+    ),
     "a text that grows": ('def f(x):\n why = "no"\n why += " image"\n raise ValueError(why)', {"no", "no image"}),
     "a function": ('def why(x):\n return f"no {x}"\ndef f():\n raise ValueError(why(1))', {"no …"}),
     "a function, later a variable": (
@@ -103,7 +107,10 @@ CODE = {
         'def fail(why):\n raise ValueError(why)\ndef f():\n fail("no image")\n fail(why="no text")',
         {"no image", "no text"},
     ),
-    "a method": ('class A:\n def no(self):\n  return "no image"\n def f(self):\n  raise ValueError(self.no())', {"no image"}),
+    "a method": (
+        'class A:\n def no(self):\n  return "no image"\n def f(self):\n  raise ValueError(self.no())',
+        {"no image"},
+    ),
     "an error in a variable": ('def f():\n error = ValueError("no image")\n raise error', {"no image"}),
     "a status before the text": ('raise HTTPException(404, "no image")', {"no image"}),
     "a text by name": ('raise HTTPException(404, detail="no image")', {"no image"}),
