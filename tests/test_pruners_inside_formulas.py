@@ -233,9 +233,9 @@ def test_a_slope_is_found_again():
     assert fitted_slope([(1.7 * place).exp()]) == pytest.approx(1.7, rel=1e-4)
     assert fitted_slope(rows) == pytest.approx(1.7, abs=0.05)
     for wrong in ([], [torch.ones(1)], [torch.ones(3), torch.ones(4)]):
-        with pytest.raises(ValueError, match="same size"):
+        with pytest.raises(ValueError, match="same number of tokens"):
             fitted_slope(wrong)
-    with pytest.raises(ValueError, match="no attention"):
+    with pytest.raises(ValueError, match="gets no attention"):
         fitted_slope([torch.tensor([0.0, 1.0])])
 
 
