@@ -6,6 +6,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -140,8 +141,9 @@ class Source:
         return found | {text + more for text in found for value in added for more in self.texts(value, seen)}
 
     def home(self, name: ast.Name) -> ast.AST | None:
-        """Return the nearest function that sets a variable, or else the module if it does."""
-        return next((place for place in self.around(name) if name.id in bound(place)), None)
+        """Return the nearest function that sets a variable, or else the module if it does, or else one that does."""
+        places = [*self.around(name), *self.modules.values()]
+        return next((place for place in places if name.id in bound(place)), None)
 
     def set_to(self, name: ast.Name) -> tuple[list[ast.expr], list[ast.expr]]:
         """Return what a variable is set to, by callers too if it is a parameter, and what is added to it."""
@@ -166,6 +168,7 @@ def inside(place: ast.AST) -> Iterator[ast.AST]:
             yield from inside(child)
 
 
+@cache
 def bound(place: ast.AST) -> set[str]:
     """Return the variables that a function or module sets, in whatever way."""
     found = set()
