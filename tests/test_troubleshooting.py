@@ -24,7 +24,7 @@ INTERNAL = {
 
 #: Sentences that only pass on another, which the page explains, and the functions in which they may.
 PASSED_ON = {
-    "…": {"_plan", "_missing"},
+    "…": {"make_plan", "_missing"},
     "…: …": {"_found", "load"},
     "the plan: …": {"load"},
     "question …: …": {"evaluate"},
