@@ -195,21 +195,54 @@ def test_answers_are_shown_for_the_question_and_budget_that_they_are_of(bench):
     assert "Answer</th>" not in fragments.results(elsewhere, answers, None)
 
 
-def test_a_model_that_reads_tiles_gets_figures_answers_and_a_sentence_instead_of_drawings(tmp_path):
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory):
+    """A model that cuts a picture into tiles, what two methods keep of a picture, and the answers."""
+    folder = tmp_path_factory.mktemp("tiled")
     torch.manual_seed(0)
     for part in (llava_next(), real_processors.llava_next()):
-        part.save_pretrained(tmp_path)
-    bench = Workbench(str(tmp_path), max_new_tokens=2)
-    settings = Settings(str(tmp_path), "w5 w6", against="divprune", keep=5)
+        part.save_pretrained(folder)
+    bench = Workbench(str(folder), max_new_tokens=2)
+    settings = Settings(str(folder), "w5 w6", against="divprune", keep=5)
     look = bench.look(settings, EXAMPLE.pictures)
-    answers = {look.key(plan): bench.answer(settings, EXAMPLE.pictures, plan) for plan in (None, look.choices[0].plan)}
+    plans = (None, look.choices[0].plan)
+    return bench, look, {look.key(plan): bench.answer(settings, EXAMPLE.pictures, plan) for plan in plans}
+
+
+def test_tiles_are_shown_under_the_whole_picture(tiled):
+    bench, look, answers = tiled
+    shown = fragments.results(look, answers, None)
+    for choice in look.choices:
+        (report,) = choice.images
+        tiles = int((report.positions[report.selection.index, 1] > 0).sum())
+        assert f"<figcaption>Whole image: {5 - tiles} of 16 patches kept" in shown
+        assert f"<figcaption>2 x 2 tiles: {tiles} of 64 patches kept" in shown
+    assert shown.count('class="zoo-pair"') == 4 and "5 of 88" in shown and "Decode" in shown
+    assert Image.open(io.BytesIO(as_png(look, answers))).height > 4 * 504
+    (_, method) = json.loads(as_json(look, answers, bench.facts(look.settings), bench.max_new_tokens))["methods"]
+    assert [len(kept) for kept in method["kept"]] == [5]
+
+
+def test_a_large_picture_is_cut_by_its_own_size_and_not_by_that_of_its_copy(tiled):
+    bench, look, _ = tiled
+    file = io.BytesIO()
+    Image.new("RGB", (2200, 1100)).save(file, "PNG")
+    other = bench.look(look.settings, [Picture("large.png", file.getvalue())])
+    assert other.seen[0].size == (1008, 504) and other.sizes == ((2200, 1100),)
+
+
+def test_tiles_in_unknown_places_get_figures_answers_and_a_sentence_instead_of_drawings(tiled):
+    _, look, answers = tiled
+    unknown = [
+        dataclasses.replace(choice, images=tuple(dataclasses.replace(one, layout=None) for one in choice.images))
+        for choice in look.choices
+    ]
+    look = dataclasses.replace(look, choices=tuple(unknown))
     shown = fragments.results(look, answers, None)
     assert shown.count("This model reads a picture as several tiles, which this page cannot draw") == 2
     assert "<img" not in shown and "5 of 88" in shown and "GFLOPs" in shown and "Decode" in shown
     with pytest.raises(ValueError, match=r"this model reads a picture as several tiles.*download the JSON instead"):
         as_png(look, answers)
-    (method, _) = json.loads(as_json(look, answers, bench.facts(settings), bench.max_new_tokens))["methods"]
-    assert [len(kept) for kept in method["kept"]] == [5]
 
 
 def test_the_json_is_enough_to_repeat_a_result(bench, bundled):

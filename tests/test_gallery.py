@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from test_cli import command, photo  # noqa: F401, they are fixtures
-from test_picture import GRID, report
+from test_picture import GRID, report, tiled_report
 from zoo_of_models import CASES
 from zooprune import list_pruners
 from zooprune.answering import answer
@@ -172,6 +172,22 @@ def test_an_image_of_any_shape(size):
     into = torch.zeros(GRID * GRID, dtype=torch.int64)
     page = draw_gallery(Image.new("RGB", size), [panel("one", [0], True, into=into)], "q", "c")
     assert page.height < 3 * _SMALL
+
+
+def test_an_image_in_tiles_is_drawn_twice_under_every_method():
+    colour = (200, 40, 40)
+    kept = tiled_report([0, 6, 9])
+    merged = dataclasses.replace(kept.selection, into=torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]))
+    images = (kept, dataclasses.replace(kept, selection=merged))
+    panels = [dataclasses.replace(panel("one", [0], True), images=(each,)) for each in images]
+    pixels = np.asarray(draw_gallery(Image.new("RGB", (80, 40), colour), panels, "a question", "a line"))
+    for number in range(2):
+        column = pixels[:, _MARGIN + number * (_SMALL + _GAP) :][:, :_SMALL]
+        framed = (column == _FRAME).all(-1)
+        shown = (column == colour).all(-1) | framed
+        # A quarter of the whole image and a quarter of the tiles.
+        assert shown.any(1).sum() == _SMALL // 4 + _SMALL // 2 and framed.any() == number
+        assert shown.sum() == _SMALL**2 // 4
 
 
 def test_an_image_in_several_pieces_cannot_be_drawn():

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from zooprune.picture import _SIDE, CannotDrawError, draw_kept, draw_views, save_picture
+from zooprune.layout import Layout
+from zooprune.picture import _INK, _PAPER, _SIDE, CannotDrawError, draw_each, draw_kept, draw_views, save_picture
 from zooprune.reports import ImageReport
 from zooprune.tokens import Selection
 
@@ -90,3 +93,52 @@ def test_each_view_is_a_picture_of_its_own():
     views = draw_views(image, [report([0, 6], torch.arange(GRID * GRID).float())])
     assert list(views) == ["kept", "scores"]
     assert {view.size for view in views.values()} == {(_SIDE, _SIDE)}
+
+
+def tiled_report(kept: list[int], scores: torch.Tensor | None = None) -> ImageReport:
+    """Two tiles beside each other, after the whole image: 2 x 2 tokens each."""
+    place = torch.arange(12)
+    positions = torch.stack([place * 0, place // 4, place % 4 // 2, place % 2], dim=-1)
+    return ImageReport(0, Selection(torch.tensor(kept), 12, scores), positions, layout=Layout(0, (1, 2)))
+
+
+def test_an_image_in_tiles_is_drawn_twice():
+    image = Image.new("RGB", (80, 40), (200, 40, 40))
+    whole, tiles = draw_each(image, [tiled_report([0, 6, 9])])
+    assert [(view.label, view.kept, view.total) for view in (whole, tiles)] == [
+        ("whole image", 1, 4), ("1 x 2 tiles", 2, 8),
+    ]  # fmt: skip
+    for view, columns, kept in ((whole, 2, [0]), (tiles, 4, [3, 4])):
+        picture = view.pictures["kept"]
+        cells = [
+            picture.getpixel((round((column + 0.3) * picture.width / columns), round((row + 0.3) * picture.height / 2)))
+            for row in range(2)
+            for column in range(columns)
+        ]
+        assert [place for place, colour in enumerate(cells) if colour == (200, 40, 40)] == kept
+    # The border of the tiles is dark in the middle and light beside it.
+    assert tiles.pictures["kept"].getpixel((_SIDE // 2, 5)) == _INK
+    assert tiles.pictures["kept"].getpixel((_SIDE // 2 - 1, 5)) == _PAPER
+
+
+def test_both_views_of_an_image_share_a_page_and_the_scale_of_their_scores():
+    image = Image.new("RGB", (80, 40), (90, 90, 90))
+    reports = [tiled_report([0, 6, 9], torch.arange(12).float())]
+    page = draw_kept(image, reports, "a question\nan answer", scores_label="score")
+    whole, tiles = draw_each(image, reports)
+    for view, top in ((whole, 68), (tiles, 68 + 68 + _SIDE // 2)):
+        for left, name in ((16, "kept"), (32 + _SIDE, "scores")):
+            part = page.crop((left, top, left + _SIDE, top + _SIDE // 2))
+            assert part.tobytes() == view.pictures[name].tobytes()
+    lowest, highest = whole.pictures["scores"].getpixel((9, 9)), tiles.pictures["scores"].getpixel((_SIDE - 9, 240))
+    assert lowest[2] > lowest[1] and highest[1] > highest[2]
+    views = draw_views(image, reports)
+    assert list(views) == ["kept", "scores"] and views["kept"].height > 2 * whole.pictures["kept"].height
+
+
+def test_where_no_token_lies_the_map_of_scores_shows_the_image_in_grey():
+    held = tiled_report([0, 6, 9], torch.arange(12).float())
+    held = dataclasses.replace(held, layout=Layout(0, (1, 2), tokens_box=(0.0, 0.1, 1.0, 0.9)))
+    _, tiles = draw_each(Image.new("RGB", (80, 40), (90, 90, 90)), [held])
+    assert tiles.pictures["scores"].getpixel((9, 5)) == (90, 90, 90) != tiles.pictures["scores"].getpixel((9, 60))
+    assert tiles.pictures["kept"].getpixel((9, 5)) == tiles.pictures["kept"].getpixel((9, 60))

@@ -5,11 +5,10 @@ Either large for one method, or small for many methods side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from zooprune.data.images import picture_format
 from zooprune.files import replacing
+from zooprune.layout import View
 from zooprune.reports import ImageReport
-from zooprune.tokens import NEWLINE, Selection
+from zooprune.tokens import Selection
 
 #: The width of a large panel.
 _SIDE = 504
@@ -31,6 +31,8 @@ _INK, _GREY, _PAPER = (25, 28, 36), (95, 100, 112), (255, 255, 255)
 _COLOURS = np.array([(48, 18, 80), (110, 40, 130), (190, 60, 110), (240, 120, 70), (253, 231, 76)], dtype=np.float64)
 
 
+#: The height of a line that says which view of an image a picture shows.
+_LINE = 26
 #: Of a gallery: the width of a panel, the number of panels in a row, and the space between them.
 _SMALL, _ACROSS, _GAP = 192, 5, 14
 #: A tick and a cross, which differ in more than their colour, as strokes in a square of 14.
@@ -69,7 +71,35 @@ class Panel:
         return [image.selection for image in self.images]
 
 
-def draw_kept(image: Image.Image, reports: Sequence[ImageReport], caption: str, *, scores_label: str) -> Image.Image:
+@dataclass(frozen=True)
+class Drawn:
+    """One view of a pruned image.
+
+    Parameters
+    ----------
+    label : str
+        "whole image" or "2 x 3 tiles" if the model cut the image into tiles, which gives two views; otherwise empty.
+    kept, total : int
+        Visual tokens of this view.
+    pictures : dict of str to PIL.Image.Image
+        "kept": the kept patches in colour. "regions", if kept tokens stand in for dropped tokens: which for which.
+        "scores", if the method scores tokens: the map of their ranks.
+    """
+
+    label: str
+    kept: int
+    total: int
+    pictures: dict[str, Image.Image]
+
+
+def draw_kept(
+    image: Image.Image,
+    reports: Sequence[ImageReport],
+    caption: str,
+    *,
+    scores_label: str,
+    size: tuple[int, int] | None = None,
+) -> Image.Image:
     """Return the picture of one pruned image.
 
     Parameters
@@ -82,51 +112,84 @@ def draw_kept(image: Image.Image, reports: Sequence[ImageReport], caption: str, 
         Text below the pictures; line breaks are kept.
     scores_label : str
         The meaning of the scores, for the legend.
+    size : tuple of int, optional
+        Width and height of the image that the processor was given, if `image` is a smaller copy.
 
     Raises
     ------
     CannotDrawError
-        If the model cut the image into tiles, or does not report the places of tokens.
+        If it is not known where on the image the tokens lie.
     """
-    views, selection = draw_views(image, reports), reports[0].selection
     headings = {
-        "kept": f"kept {len(selection)} of {selection.total} visual tokens",
+        "kept": "kept {kept} of {total} visual tokens",
         "regions": "which kept patch stands in for which",
         "scores": f"{scores_label}, by rank",
     }
-    return _page(list(views.values()), [headings[name] for name in views], caption, legend="scores" in views)
+    return _page(draw_each(image, reports, size=size), headings, caption)
 
 
-def draw_views(image: Image.Image, reports: Sequence[ImageReport]) -> dict[str, Image.Image]:
+def draw_views(
+    image: Image.Image, reports: Sequence[ImageReport], *, size: tuple[int, int] | None = None
+) -> dict[str, Image.Image]:
     """Return the panels of one pruned image as separate pictures.
 
     Parameters
     ----------
-    image : PIL.Image.Image
-        As the model saw it, RGB.
-    reports : sequence of ImageReport
-        The session's reports of the image.
+    image, reports, size
+        As for `draw_kept`.
 
     Returns
     -------
     dict of str to PIL.Image.Image
-        "kept": the kept patches in colour. "regions", if kept tokens stand in for dropped tokens: which for which.
-        "scores", if the method scores tokens: the map of their ranks.
+        "kept", "regions" and "scores", as in `Drawn`. Of an image that was cut into tiles, each picture has the whole
+        image above the tiles.
 
     Raises
     ------
     CannotDrawError
         As `draw_kept`.
     """
-    selection, raster = reports[0].selection, _Raster(reports)
+    drawn = draw_each(image, reports, size=size)
+    if len(drawn) == 1:
+        return drawn[0].pictures
+    return {
+        name: stack([part for view in drawn for part in (_line(view.label, _SIDE), view.pictures[name])])
+        for name in drawn[0].pictures
+    }
+
+
+def draw_each(
+    image: Image.Image, reports: Sequence[ImageReport], *, size: tuple[int, int] | None = None
+) -> list[Drawn]:
+    """Return the views of one pruned image: one, or two if the model cut it into tiles.
+
+    Parameters
+    ----------
+    image, reports, size
+        As for `draw_kept`.
+
+    Raises
+    ------
+    CannotDrawError
+        As `draw_kept`.
+    """
+    selection, views = reports[0].selection, _views(reports, size or image.size)
     shown = image.resize(_panel(image.width, image.height), Image.Resampling.LANCZOS)
-    kept = raster.laid_out(selection.mask, False)
-    views = {"kept": _dim(shown, kept)}
-    if selection.into is not None:
-        views["regions"] = _regions(shown, raster.laid_out(selection.into, -1), kept)
-    if selection.scores is not None:
-        views["scores"] = _heat(shown, raster.laid_out(selection.scores.double(), 0.0, _ranks))
-    return views
+    ranks = None if selection.scores is None else _ranks(selection.scores, views)
+    drawn = []
+    for view in views:
+        at = view.token_at(*shown.size)
+        pictures = {"kept": _dim(shown, at, selection)}
+        if selection.into is not None:
+            pictures["regions"] = _regions(shown, at, selection)
+        if ranks is not None:
+            pictures["scores"] = _heat(shown, at, ranks)
+        for picture in pictures.values():
+            _mark_tiles(picture, view)
+        # A class token is of the image, but in no view.
+        own = selection.mask if len(views) == 1 else selection.mask[view.tokens[view.tokens >= 0]]
+        drawn.append(Drawn(view.label, int(own.sum()), len(own), pictures))
+    return drawn
 
 
 def draw_gallery(image: Image.Image, panels: Sequence[Panel], title: str, caption: str) -> Image.Image:
@@ -147,8 +210,10 @@ def draw_gallery(image: Image.Image, panels: Sequence[Panel], title: str, captio
         As `draw_kept`.
     """
     small = image.resize(_panel(image.width, image.height, _SMALL), Image.Resampling.LANCZOS)
-    across, down = _SMALL + _GAP, small.height + 58
-    groups = [list(group) for _, group in groupby(panels, key=lambda panel: panel.group)]
+    shown = [_kept_and_merged(small, panel, image.size) for panel in panels]
+    # All methods see the same views.
+    across, down = _SMALL + _GAP, shown[0].height + 58
+    groups = [list(group) for _, group in groupby(zip(panels, shown, strict=True), key=lambda hung: hung[0].group)]
     rows = sum(-(-len(group) // _ACROSS) for group in groups)
     lines = caption.splitlines()
     top = _MARGIN + 34 + 22 * len(lines) + 8
@@ -158,13 +223,13 @@ def draw_gallery(image: Image.Image, panels: Sequence[Panel], title: str, captio
     for number, line in enumerate(lines):
         pencil.text((_MARGIN, _MARGIN + 30 + 22 * number), line, fill=_GREY, font=ImageFont.load_default(15))
     for group in groups:
-        pencil.text((_MARGIN, top + 2), group[0].group, fill=_INK, font=ImageFont.load_default(17))
+        pencil.text((_MARGIN, top + 2), group[0][0].group, fill=_INK, font=ImageFont.load_default(17))
         pencil.line((_MARGIN, top + 27, page.width - _MARGIN, top + 27), fill=_GREY)
         top += 38
-        for number, panel in enumerate(group):
+        for number, (panel, picture) in enumerate(group):
             left, above = _MARGIN + number % _ACROSS * across, top + number // _ACROSS * down
-            page.paste(_kept_and_merged(small, panel), (left, above))
-            _label(pencil, left, above + small.height + 4, panel)
+            page.paste(picture, (left, above))
+            _label(pencil, left, above + picture.height + 4, panel)
         top += -(-len(group) // _ACROSS) * down
     return page
 
@@ -196,19 +261,27 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
     return page
 
 
-def _kept_and_merged(image: Image.Image, panel: Panel) -> Image.Image:
-    """Return the image with dropped patches dimmed and a frame around merged tokens."""
-    raster, selection = _Raster(panel.images), panel.selections[0]
-    shown = _dim(image, raster.laid_out(selection.mask, False))
-    pencil = ImageDraw.Draw(shown)
+def _kept_and_merged(image: Image.Image, panel: Panel, size: tuple[int, int]) -> Image.Image:
+    """Return the views of an image with dropped patches dimmed and a frame around merged tokens."""
+    selection, views = panel.selections[0], _views(panel.images, size)
     mixtures = torch.zeros_like(selection.mask).index_fill(0, selection.index[selection.mass > 1], True)
-    high, wide = image.height / raster.rows, image.width / raster.columns
-    for row, column in np.argwhere(raster.laid_out(mixtures, False)):
-        left, top = round(column * wide), round(row * high)
-        # Patches of a very flat image are smaller than a pixel.
-        right, bottom = max(left, round((column + 1) * wide) - 1), max(top, round((row + 1) * high) - 1)
-        pencil.rectangle((left, top, right, bottom), outline=_FRAME)
-    return shown
+    parts = []
+    for view in views:
+        at = view.token_at(*image.size)
+        shown = np.asarray(_dim(image, at, selection)).copy()
+        shown[_spread(mixtures, at) & _edges(at)] = _FRAME
+        picture = Image.fromarray(shown)
+        _mark_tiles(picture, view)
+        parts += [_line(view.label, _SMALL), picture] if len(views) > 1 else [picture]
+    return stack(parts)
+
+
+def _edges(at: np.ndarray) -> np.ndarray:
+    """Return which pixels stand beside one of another token."""
+    framed = np.pad(at, 1, constant_values=-2)
+    beside = framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:]
+    found: np.ndarray = np.any([at != other for other in beside], axis=0)
+    return found
 
 
 def _label(pencil: ImageDraw.ImageDraw, left: int, top: int, panel: Panel) -> None:
@@ -232,31 +305,38 @@ def _shortened(text: str, size: int, width: int) -> str:
     return text[:fits].rstrip() + "..."
 
 
-class _Raster:
-    """The places of the tokens of an image that is one tile.
+def _views(reports: Sequence[ImageReport], size: tuple[int, int]) -> tuple[View, ...]:
+    """Return how the tokens of an image cover it, given its width and height."""
+    views = reports[0].views(*size) if len(reports) == 1 else ()
+    if not views:
+        raise CannotDrawError(
+            "this model cut the image into tiles, so a picture of the kept tokens cannot be drawn; leave out --save"
+        )
+    return views
 
-    Raises
-    ------
-    CannotDrawError
-        If the model cut the image into tiles, or does not report the places of tokens.
-    """
 
-    def __init__(self, reports: Sequence[ImageReport]) -> None:
-        positions = reports[0].positions
-        self._shows = positions[:, 2] != NEWLINE
-        if len(reports) > 1 or len(positions[self._shows, :2].unique(dim=0)) != 1:
-            raise CannotDrawError(
-                "this model cut the image into tiles, so a picture of the kept tokens cannot be drawn; leave out --save"
-            )
-        self.rows, self.columns = (int(positions[:, axis].max()) + 1 for axis in (2, 3))
-        self._place = (positions[:, 2] * self.columns + positions[:, 3])[self._shows].numpy()
+def _spread(chosen: Tensor, at: np.ndarray) -> np.ndarray:
+    """Return for each pixel whether its token is among the chosen ones; `at` is -1 where no token is."""
+    found: np.ndarray = chosen.numpy()[at] & (at >= 0)
+    return found
 
-    def laid_out(self, values: Tensor, empty: object, change: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Any:
-        """Return a value per token as (rows, columns), changed by a function; `empty` where no token is."""
-        given = change(values[self._shows].numpy())
-        grid = np.full(self.rows * self.columns, empty, dtype=given.dtype)
-        grid[self._place] = given
-        return grid.reshape(self.rows, self.columns)
+
+def _mark_tiles(picture: Image.Image, view: View) -> None:
+    """Draw the borders of tiles, dark between two light lines, so that they are seen on any image."""
+    pencil = ImageDraw.Draw(picture)
+    across, down = view.borders(*picture.size)
+    for colour, wide in ((_PAPER, 3), (_INK, 1)):
+        for x in across:
+            pencil.line((x, 0, x, picture.height), fill=colour, width=wide)
+        for y in down:
+            pencil.line((0, y, picture.width, y), fill=colour, width=wide)
+
+
+def _line(text: str, width: int) -> Image.Image:
+    """Return a line of text as a picture."""
+    line = Image.new("RGB", (width, _LINE), _PAPER)
+    ImageDraw.Draw(line).text((0, 3), text, fill=_INK, font=ImageFont.load_default(15))
+    return line
 
 
 def _panel(width: int, height: int, side: int = _SIDE) -> tuple[int, int]:
@@ -265,34 +345,45 @@ def _panel(width: int, height: int, side: int = _SIDE) -> tuple[int, int]:
     return max(_FLATTEST, round(width * scale)), max(_FLATTEST, round(height * scale))
 
 
-def _dim(image: Image.Image, kept: np.ndarray) -> Image.Image:
+def _dim(image: Image.Image, at: np.ndarray, selection: Selection) -> Image.Image:
+    """Return the image with all patches in grey but the kept ones, given which token each pixel shows."""
     grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float64) * 0.25 + 25
-    mask = np.asarray(Image.fromarray(kept).resize(image.size, Image.Resampling.NEAREST))
-    return Image.fromarray(np.where(mask[..., None], np.asarray(image), grey).astype(np.uint8))
+    kept = _spread(selection.mask, at)[..., None]
+    return Image.fromarray(np.where(kept, np.asarray(image), grey).astype(np.uint8))
 
 
-def _heat(image: Image.Image, scores: np.ndarray) -> Image.Image:
-    smooth = np.asarray(Image.fromarray(scores.astype(np.float32)).resize(image.size, Image.Resampling.NEAREST))
+def _heat(image: Image.Image, at: np.ndarray, ranks: np.ndarray) -> Image.Image:
+    """Return the map of ranks; the image in grey where no token is."""
     grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None]
-    return Image.fromarray((0.7 * _colour(smooth) + 0.3 * grey).clip(0, 255).astype(np.uint8))
+    heat = (0.7 * _colour(ranks)[at] + 0.3 * grey).clip(0, 255)
+    return Image.fromarray(np.where(at[..., None] < 0, grey, heat).astype(np.uint8))
 
 
-def _regions(image: Image.Image, owners: np.ndarray, kept: np.ndarray) -> Image.Image:
+def _regions(image: Image.Image, at: np.ndarray, selection: Selection) -> Image.Image:
     """Give a kept patch and all patches that it stands in for one tint, and leave the kept patch unchanged."""
+    assert selection.into is not None
+    owners = selection.into.numpy()
     # Hues a golden section apart, so that patches with close numbers, which are often close in place, differ most.
     hues = (owners * 0.618034) % 1
     tints = np.stack([0.5 + 0.5 * np.cos(2 * np.pi * (hues + shift)) for shift in (0, 1 / 3, 2 / 3)], axis=-1) * 255
-    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float64)
     tints[owners < 0] = 255
-    tint = np.asarray(Image.fromarray(tints.astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST))
-    mask = np.asarray(Image.fromarray(kept).resize(image.size, Image.Resampling.NEAREST))
-    return Image.fromarray(np.where(mask[..., None], np.asarray(image), 0.45 * grey + 0.55 * tint).astype(np.uint8))
+    # The number of no token is -1, which is the last place.
+    tint = np.append(tints.astype(np.uint8), np.full((1, 3), 255, dtype=np.uint8), axis=0)[at]
+    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float64)
+    kept = _spread(selection.mask, at)[..., None]
+    return Image.fromarray(np.where(kept, np.asarray(image), 0.45 * grey + 0.55 * tint).astype(np.uint8))
 
 
-def _ranks(scores: np.ndarray) -> np.ndarray:
-    """Return for each score the share of lower scores, in [0, 1], so that extreme scores do not hide the others."""
-    ordered = np.sort(scores)
-    return np.searchsorted(ordered, scores) / max(1, len(scores) - 1)
+def _ranks(scores: Tensor, views: Sequence[View]) -> np.ndarray:
+    """Return for each token of the views the share of lower scores, in [0, 1], so that extremes do not hide the others.
+
+    The views share one scale.
+    """
+    places = torch.cat([view.tokens[view.tokens >= 0] for view in views])
+    own = scores.double()[places].numpy()
+    ranks = np.full(len(scores), np.nan)
+    ranks[places] = np.searchsorted(np.sort(own), own) / max(1, len(own) - 1)
+    return ranks
 
 
 def _colour(values: np.ndarray) -> np.ndarray:
@@ -300,27 +391,32 @@ def _colour(values: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(values, at, channel) for channel in _COLOURS.T], axis=-1)
 
 
-def _page(panels: list[Image.Image], headings: list[str], caption: str, *, legend: bool) -> Image.Image:
+def _page(drawn: list[Drawn], headings: dict[str, str], caption: str) -> Image.Image:
     font = ImageFont.load_default(17)
-    line = 26
-    lines = caption.splitlines()
-    top = _MARGIN + line
+    lines, names = caption.splitlines(), list(drawn[0].pictures)
+    # Views of a tiled image stand below each other, with a line for their name.
+    line = _LINE if len(drawn) > 1 else 0
+    top = _MARGIN + _LINE
+    panel = drawn[0].pictures["kept"].height
     # Narrow panels leave room for their headings.
-    width = _MARGIN + len(panels) * (_SIDE + _MARGIN)
-    bottom = top + panels[0].height
-    page = Image.new("RGB", (width, bottom + _MARGIN + line * len(lines) + _MARGIN), _PAPER)
+    width = _MARGIN + len(names) * (_SIDE + _MARGIN)
+    bottom = len(drawn) * (line + top + panel)
+    page = Image.new("RGB", (width, bottom + _MARGIN + _LINE * len(lines) + _MARGIN), _PAPER)
     pencil = ImageDraw.Draw(page)
-    left = _MARGIN
-    for panel, heading in zip(panels, headings, strict=True):
-        pencil.text((left, _MARGIN - 4), heading, fill=_INK, font=font)
-        page.paste(panel, (left, top))
-        left += _SIDE + _MARGIN
-    if legend:
+    for number, view in enumerate(drawn):
+        above = number * (line + top + panel) + line
+        pencil.text((_MARGIN, above - line + _MARGIN - 4), view.label, fill=_GREY, font=font)
+        for place, name in enumerate(names):
+            left = _MARGIN + place * (_SIDE + _MARGIN)
+            heading = headings[name].format(kept=view.kept, total=view.total)
+            pencil.text((left, above + _MARGIN - 4), heading, fill=_INK, font=font)
+            page.paste(view.pictures[name], (left, above + top))
+    if "scores" in names:
         bar = _colour(np.tile(np.linspace(0, 1, 110), (12, 1))).astype(np.uint8)
         right = width - _MARGIN
-        pencil.text((right - 212, _MARGIN - 4), "low", fill=_INK, font=font)
-        page.paste(Image.fromarray(bar), (right - 176, _MARGIN + 1))
-        pencil.text((right - 58, _MARGIN - 4), "high", fill=_INK, font=font)
+        pencil.text((right - 212, line + _MARGIN - 4), "low", fill=_INK, font=font)
+        page.paste(Image.fromarray(bar), (right - 176, line + _MARGIN + 1))
+        pencil.text((right - 58, line + _MARGIN - 4), "high", fill=_INK, font=font)
     for number, text in enumerate(lines):
-        pencil.text((_MARGIN, bottom + _MARGIN - 4 + number * line), text, fill=_INK, font=font)
+        pencil.text((_MARGIN, bottom + _MARGIN - 4 + number * _LINE), text, fill=_INK, font=font)
     return page

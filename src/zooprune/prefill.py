@@ -126,7 +126,8 @@ def prefill(
                 shown[row] += 1 if visual.images is None else int(visual.images[-1]) + 1
                 fills.append(_fills(len(images), visual))
                 separators = int(stay.sum()) - len(selection), visual.length - len(visual.tokens)
-                images.append(ImageReport(row, selection.cpu(), tokens.positions.cpu(), modality, separators))
+                positions = tokens.positions.cpu()
+                images.append(ImageReport(row, selection.cpu(), positions, modality, separators, layout=visual.layout))
             everywhere = torch.cat(kept)
             stays[slots[modality]] = everywhere
             mass[slots[modality]] = torch.cat(weights)

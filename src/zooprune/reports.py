@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from zooprune.layout import Layout, View, only_view
 from zooprune.profiling import Timings
 from zooprune.tokens import Selection
 from zooprune.visuals import Modality
@@ -33,6 +34,8 @@ class ImageReport:
         pruned inside it, so that all layers read as many.
     survivors : tuple of (int, Tensor)
         From which layer on which of the image's tokens were there, without separators; empty likewise.
+    layout : Layout, optional
+        How the tiles of an image lie on it, where that is known and not told by the positions.
     """
 
     row: int
@@ -42,6 +45,7 @@ class ImageReport:
     separators: tuple[int, int] = (0, 0)
     read: tuple[int, ...] = ()
     survivors: tuple[tuple[int, Tensor], ...] = ()
+    layout: Layout | None = None
 
     @property
     def kept(self) -> int:
@@ -57,6 +61,19 @@ class ImageReport:
     def average(self) -> float:
         """Visual tokens that a layer of the language model read, on average, separators included."""
         return sum(self.read) / len(self.read) if self.read else self.kept
+
+    def views(self, width: int, height: int) -> tuple[View, ...]:
+        """Return how the tokens cover the image: twice if it is cut into tiles, not at all if their places are unknown.
+
+        Parameters
+        ----------
+        width, height : int
+            Of the image as the processor was given it.
+        """
+        if self.layout is not None:
+            return self.layout.views(self.positions, width, height)
+        view = only_view(self.positions)
+        return () if view is None else (view,)
 
 
 def lengths(images: Sequence[ImageReport], prompt: int) -> int | tuple[int, ...]:

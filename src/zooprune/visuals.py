@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from zooprune.averaging import averages
+from zooprune.layout import Layout
 from zooprune.tokens import Selection, VisualTokens
 
 Modality = Literal["image", "video"]
@@ -32,6 +33,8 @@ class Visual:
         The slot of the separator that ends a token's row, -1 where there is none. On the CPU.
     images : Tensor of int64, (N,), optional
         Which image each token is of, where this is all images of a prompt. On the CPU.
+    layout : Layout, optional
+        How its tiles lie on the image, where that is known and not told by the positions of the tokens.
     """
 
     tokens: VisualTokens
@@ -39,12 +42,13 @@ class Visual:
     places: Tensor
     breaks: Tensor
     images: Tensor | None = None
+    layout: Layout | None = None
 
     @classmethod
-    def plain(cls, tokens: VisualTokens) -> Visual:
+    def plain(cls, tokens: VisualTokens, layout: Layout | None = None) -> Visual:
         """Return an image that has no separators."""
         places = torch.arange(len(tokens))
-        return cls(tokens, len(tokens), places, torch.full_like(places, -1))
+        return cls(tokens, len(tokens), places, torch.full_like(places, -1), layout=layout)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from zooprune.app.workbench import Choice, Cost, Look
 from zooprune.asking import Answer
-from zooprune.picture import CannotDrawError, draw_views
+from zooprune.picture import CannotDrawError, Drawn, draw_each
 from zooprune.pruners import pruner_class
-from zooprune.reports import ImageReport
 
 _STAGES = ("encode", "score", "select", "assign", "prefill", "decode")
 
@@ -67,11 +66,14 @@ def _figures(look: Look, choice: Choice) -> str:
     if len(choice.images) != len(look.seen):
         return _cannot_draw()
     found, label = [], pruner_class(choice.plan.method).scores_label
-    for picture, seen, report in zip(look.pictures, look.seen, choice.images, strict=True):
+    for picture, seen, size, report in zip(look.pictures, look.seen, look.sizes, choice.images, strict=True):
         try:
-            found.append(_pair(picture.name, seen, report, choice.plan.method, label))
+            views = draw_each(seen, [report], size=size)
         except CannotDrawError:
             return _cannot_draw()
+        # Methods that choose by distances alone score all tokens alike.
+        scored = label if _differ(report.selection.scores) else None
+        found += [_pair(picture.name, view, choice.plan.method, scored) for view in views]
     return "".join(found)
 
 
@@ -79,17 +81,20 @@ def _cannot_draw() -> str:
     return "<p>This model reads a picture as several tiles, which this page cannot draw. All figures are shown.</p>"
 
 
-def _pair(name: str, seen: Image.Image, report: ImageReport, method: str, label: str) -> str:
-    views = draw_views(seen, [report])
-    kept = f"{name}: the {len(report.selection)} patches that {method} keeps are in colour, the others are grey"
-    figures = [_figure(views["kept"], kept, "Kept patches")]
-    # Methods that choose by distances alone score all tokens alike.
-    if "scores" in views and _differ(report.selection.scores):
+def _pair(name: str, view: Drawn, method: str, label: str | None) -> str:
+    """Return the kept patches of one view, and the map of scores if there is a label for them."""
+    part = f"{name}, {view.label}" if view.label else name
+    kept = f"{part}: the {view.kept} patches that {method} keeps are in colour, the others are grey"
+    count = (
+        f"{_capitalised(view.label)}: {view.kept:,} of {view.total:,} patches kept" if view.label else "Kept patches"
+    )
+    figures = [_figure(view.pictures["kept"], kept, count)]
+    if "scores" in view.pictures and label is not None:
         caption = (
             f"{escape(_capitalised(label))}, by rank "
             '<span class="zoo-legend">low <span class="zoo-scale"></span> high</span>'
         )
-        figures.append(_figure(views["scores"], f"{name}: map of the {label} of every patch, by rank", caption))
+        figures.append(_figure(view.pictures["scores"], f"{part}: map of the {label} of every patch, by rank", caption))
     return f'<div class="zoo-pair">{"".join(figures)}</div>'
 
 

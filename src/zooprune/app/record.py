@@ -67,7 +67,7 @@ def as_png(look: Look, answers: Answers) -> bytes:
     Raises
     ------
     ValueError
-        If the model reads pictures as several tiles.
+        If the model reads pictures as several tiles, and it is not known where they lie.
     """
     pages = []
     for choice in look.choices:
@@ -76,8 +76,8 @@ def as_png(look: Look, answers: Answers) -> bytes:
         label, caption = pruner_class(choice.plan.method).scores_label, _caption(look, choice, answers)
         try:
             pages += [
-                draw_kept(seen, [report], caption, scores_label=label)
-                for seen, report in zip(look.seen, choice.images, strict=True)
+                draw_kept(seen, [report], caption, scores_label=label, size=size)
+                for seen, size, report in zip(look.seen, look.sizes, choice.images, strict=True)
             ]
         except CannotDrawError:
             raise ValueError(_CANNOT_DRAW) from None

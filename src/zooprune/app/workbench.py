@@ -103,7 +103,9 @@ class Look:
     settings : Settings
     pictures : tuple of Picture
     seen : tuple of PIL.Image.Image
-        The pictures as the model sees them.
+        The pictures as the model sees them, scaled down where they are large.
+    sizes : tuple of tuple of int
+        Width and height of the pictures.
     full : Cost
         With all tokens.
     choices : tuple of Choice
@@ -113,6 +115,7 @@ class Look:
     settings: Settings
     pictures: tuple[Picture, ...]
     seen: tuple[Image.Image, ...]
+    sizes: tuple[tuple[int, int], ...]
     full: Cost
     choices: tuple[Choice, ...]
 
@@ -134,6 +137,7 @@ class _View:
     loaded: Loaded
     inputs: Any
     seen: tuple[Image.Image, ...]
+    sizes: tuple[tuple[int, int], ...]
     encodings: Entries = field(default_factory=dict)
     encoded_with: set[tuple[TowerSignal, ...]] = field(default_factory=set)
 
@@ -224,7 +228,7 @@ class Workbench:
             seconds = sum(report.seconds.get(stage, 0.0) for stage in ("score", "select", "assign"))
             choices.append(Choice(plan, report.images, _cost(loaded, report.kept, report.pruned_length), seconds))
         assert full is not None
-        return Look(settings, tuple(pictures), view.seen, full, tuple(choices))
+        return Look(settings, tuple(pictures), view.seen, view.sizes, full, tuple(choices))
 
     def answer(self, settings: Settings, pictures: Sequence[Picture], plan: Plan | None) -> Answer:
         """Answer a question under a plan from `plans`, or with all tokens.
@@ -305,10 +309,11 @@ class Workbench:
     def _prepared(self, loaded: Loaded, question: str, pictures: Sequence[Picture]) -> _View:
         images = [picture.image() for picture in pictures]
         inputs = build_inputs(loaded.processor, [images], [question]).to(loaded.model.device, loaded.model.dtype)
+        sizes = tuple(image.size for image in images)
         seen = seen_images(loaded.processor, inputs["pixel_values"], images)
         for image in seen:
             image.thumbnail(_SHOWN, Image.Resampling.LANCZOS)
-        return _View(loaded, inputs, tuple(seen))
+        return _View(loaded, inputs, tuple(seen), sizes)
 
 
 def _cost(loaded: Loaded, visual_tokens: int, prompt_tokens: int) -> Cost:

@@ -93,7 +93,7 @@ def draw_case(subject: Subject, case: Case) -> list[Image.Image]:
     Raises
     ------
     CannotDrawError
-        If the model cuts an image into tiles.
+        If it is not known where on the image the tokens lie.
     """
     inputs = subject.prepare([case.example])
     report = subject.generate(inputs, case.setting).report

@@ -27,8 +27,8 @@ def draw_cases(
     Returns
     -------
     list of dict
-        `Case.told`, and the paths of the `pictures` inside the run's folder. There are none if the model cuts an image
-        into tiles, which cannot be drawn.
+        `Case.told`, and the paths of the `pictures` inside the run's folder. There are none if it is
+        not known where on an image the tokens lie.
     """
     rows = [row for row in results.rows if row["model"] == subject.name]
     folder = results.folder / PICTURES

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 from torch import nn
 
 from zooprune.families.base import Family
-from zooprune.families.tiling import one_id_apart, pooled, runs, square_tiles, tiled_images
+from zooprune.families.tiling import (
+    least_resized,
+    nearest_shape,
+    one_id_apart,
+    pooled,
+    runs,
+    square_tiles,
+    tiled_images,
+)
+from zooprune.layout import Grid
 from zooprune.projectors import GatedMLP
 from zooprune.signals import TowerSignal
 from zooprune.visuals import Encoded, Modality
@@ -45,4 +56,12 @@ class AyaVision(Family):
         given = pooled(patches, embeddings.shape[1])
         tiles = square_tiles(seen["projector"].read, embeddings, self.token_wise(projector), given)
         prompts = runs(self.slots(model, modality, inputs["input_ids"]))
-        return Encoded(tiled_images(tiles, [slots for prompt in prompts for slots in one_id_apart(prompt)]), output)
+        slots = [length for prompt in prompts for length in one_id_apart(prompt)]
+        return Encoded(tiled_images(tiles, slots, repeat(_grid(model.config))), output)
+
+
+def _grid(config: Any) -> Grid:
+    """Return how a model's processor cuts an image into tiles."""
+    if config.model_type == "cohere2_vision":
+        return partial(least_resized, config.vision_config.image_size)
+    return nearest_shape

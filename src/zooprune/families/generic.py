@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ class Generic(Family):
             tokens.append(VisualTokens(x, z, projector, positions))
         if isinstance(output.pooler_output, Tensor):
             prompts = runs(self.slots(model, modality, inputs["input_ids"]))
-            return Encoded(tiled_images(tokens, [len(run) for prompt in prompts for run in prompt]), output)
+            slots = [len(run) for prompt in prompts for run in prompt]
+            return Encoded(tiled_images(tokens, slots, repeat(None)), output)
         return Encoded([Visual.plain(image) for image in tokens], output)
 
 

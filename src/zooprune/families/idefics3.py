@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,19 +49,32 @@ class Idefics3(Family):
         tiles = square_tiles(seen["projector"].read, embeddings, self.token_wise(connector), pooled(patches, total))
         ids = inputs["input_ids"]
         prompts = zip(ids.tolist(), runs(self.slots(model, modality, ids)), strict=True)
-        return Encoded(tiled_images(tiles, [slots for row, found in prompts for slots in _images(row, found)]), output)
+        images = [image for row, found in prompts for image in _images(row, found)]
+        slots = [sum(map(len, image)) for image in images]
+        return Encoded(tiled_images(tiles, slots, map(_grid, images)), output)
 
 
-def _images(ids: list[int], prompt: list[range]) -> list[int]:
-    """Return how many slots each image of a prompt fills, from its ids and the runs of slots in it."""
+def _images(ids: list[int], prompt: list[range]) -> list[list[range]]:
+    """Return the runs of slots of each image of a prompt, from its ids and the runs of slots in it."""
     if not prompt:
         return []
     heads = [ids[max(0, run.start - 2) : run.start] for run in prompt]
     fence, last = ids[prompt[-1].stop : prompt[-1].stop + 1], heads[-1]
     fenced = all(len(head) == 2 and head[:1] == fence for head in heads)
-    images = [0]
+    images: list[list[range]] = [[]]
     for run, head in zip(prompt, heads, strict=True):
-        images[-1] += len(run)
+        images[-1].append(run)
         if head == last or not fenced:
-            images.append(0)
+            images.append([])
     return images[:-1]
+
+
+def _grid(tiles: Sequence[range]) -> tuple[int, int] | None:
+    """Return the rows and columns of an image's tiles without the last: rows end with more than a fence and a name."""
+    if len(tiles) == 1:
+        return None
+    ends = [after.start - before.stop > 2 for before, after in pairwise(tiles)]
+    columns = ends.index(True) + 1 if True in ends else len(ends)
+    rows, rest = divmod(len(ends), columns)
+    evenly = ends == ([False] * (columns - 1) + [True]) * rows
+    return (rows, columns) if evenly and not rest else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 from torch import nn
 
 from zooprune.families.base import Family
-from zooprune.families.tiling import pooled, runs, square_tiles, tiled_images
+from zooprune.families.tiling import nearest_shape, pooled, runs, square_tiles, tiled_images
 from zooprune.projectors import NormedMLP
 from zooprune.signals import TowerSignal
 from zooprune.visuals import Encoded, Modality
@@ -40,4 +41,5 @@ class InternVL(Family):
         given = {"first_layer": seen["first layer"].gave} | pooled(patches, embeddings.shape[1])
         tiles = square_tiles(seen["projector"].read, embeddings, self.token_wise(projector), given)
         prompts = runs(self.slots(model, modality, inputs["input_ids"]))
-        return Encoded(tiled_images(tiles, [len(run) for prompt in prompts for run in prompt]), output)
+        slots = [len(run) for prompt in prompts for run in prompt]
+        return Encoded(tiled_images(tiles, slots, repeat(nearest_shape)), output)

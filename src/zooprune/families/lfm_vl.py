@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 from torch import nn
 
 from zooprune.families.base import Family
 from zooprune.families.gridded import Gridded
-from zooprune.families.tiling import blocks, grid_positions, one_id_apart, runs, tiled_images
+from zooprune.families.tiling import blocks, grid_positions, nearest_shape, one_id_apart, runs, tiled_images
 from zooprune.projectors import NormedMLP
 from zooprune.signals import TowerSignal
 from zooprune.tokens import VisualTokens
@@ -20,7 +21,7 @@ class Lfm2VL(Family):
     """``Lfm2VlForConditionalGeneration``: tiles of any size, and four patches shuffled into a token.
 
     A name of the tile stands before every tile, and the tokens for beginning and end of an image come on top of it. So
-    tiles one id apart are one image.
+    tiles one id apart are one image. The last of several tiles is the whole image in small.
     """
 
     architectures = ("Lfm2VlForConditionalGeneration",)
@@ -61,7 +62,8 @@ class Lfm2VL(Family):
             positions = grid_positions(grid[0] // projector.factor, grid[1] // projector.factor, device=z.device)
             tiles.append(VisualTokens(x, z, tail, positions, means))
         prompts = runs(self.slots(model, modality, inputs["input_ids"]))
-        return Encoded(tiled_images(tiles, [slots for prompt in prompts for slots in one_id_apart(prompt)]), output)
+        slots = [length for prompt in prompts for length in one_id_apart(prompt)]
+        return Encoded(tiled_images(tiles, slots, repeat(nearest_shape)), output)
 
 
 class Lfm3VL(Gridded):

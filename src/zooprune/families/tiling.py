@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zooprune.layout import Grid, Layout
 from zooprune.tokens import VisualTokens
 from zooprune.visuals import Visual, joined
 
@@ -108,7 +109,39 @@ def one_id_apart(prompt: list[range]) -> list[int]:
     return images
 
 
-def tiled_images(tiles: list[VisualTokens], slots: list[int]) -> list[Visual]:
+def nearest_shape(tiles: int, width: int, height: int) -> tuple[int, int]:
+    """Return the rows and columns of so many tiles whose shape is nearest to the image's.
+
+    A processor that chooses the nearest shape among all numbers of tiles has chosen this one, if its number is known.
+    """
+    return min(_grids(tiles), key=lambda grid: abs(width / height - grid[1] / grid[0]))
+
+
+def least_resized(side: int, tiles: int, width: int, height: int) -> tuple[int, int]:
+    """Return the rows and columns of so many tiles into which the image fits with the least change of its size.
+
+    As `nearest_shape`, for a processor that enlarges the image as little as possible, or else shrinks it as little as
+    possible.
+
+    Parameters
+    ----------
+    side : int
+        Pixels of a tile's side.
+    tiles, width, height : int
+    """
+    scales = {grid: min(grid[1] * side / width, grid[0] * side / height) for grid in _grids(tiles)}
+    enlarging = {grid: scale for grid, scale in scales.items() if scale >= 1}
+    return min(enlarging, key=enlarging.__getitem__) if enlarging else max(scales, key=scales.__getitem__)
+
+
+def _grids(tiles: int) -> list[tuple[int, int]]:
+    """Return all rows and columns of so many tiles, the fewest columns first."""
+    return [(tiles // columns, columns) for columns in range(1, tiles + 1) if tiles % columns == 0]
+
+
+def tiled_images(
+    tiles: list[VisualTokens], slots: list[int], grids: Iterable[tuple[int, int] | Grid | None]
+) -> list[Visual]:
     """Join tiles to images, numbered by tile.
 
     Parameters
@@ -116,6 +149,9 @@ def tiled_images(tiles: list[VisualTokens], slots: list[int]) -> list[Visual]:
     tiles : list of VisualTokens
     slots : list of int
         How many slots each image fills.
+    grids : iterable of (tuple of int, Grid or None)
+        For each image the rows and columns of its tiles, to which the whole image in small comes last; None if they are
+        not known.
 
     Raises
     ------
@@ -132,4 +168,10 @@ def tiled_images(tiles: list[VisualTokens], slots: list[int]) -> list[Visual]:
             "pass the ids and pixels of the same processor call"
         )
     bounds = [0, *(ends.index(end) + 1 for end in filled)]
-    return [Visual.plain(joined(tiles[start:end], axis=1)) for start, end in pairwise(bounds)]
+    return [
+        Visual.plain(
+            joined(tiles[start:end], axis=1),
+            Layout(end - start - 1, grid) if end - start > 1 and grid is not None else None,
+        )
+        for (start, end), grid in zip(pairwise(bounds), grids, strict=False)
+    ]
