@@ -36,7 +36,9 @@ def seeing(request):
     config.vision_config.patch_size = [side // 2 for side in patch] if isinstance(patch, list) else patch // 2
     torch.manual_seed(0)
     model = type(CASES[request.param].model())(config).eval()
-    for name, factor in (("image_seq_length", 4), ("image_seq_len", 4), ("num_image_tokens", 4), ("patch_size", 0.5)):
+    # What Cohere's processor calls so is the number of tokens in a row.
+    patch = 2 if request.param == "cohere2_vision" else 0.5
+    for name, factor in (("image_seq_length", 4), ("image_seq_len", 4), ("num_image_tokens", 4), ("patch_size", patch)):
         for part in (parts, parts.image_processor):
             if isinstance(vars(part).get(name), int):
                 setattr(part, name, int(vars(part)[name] * factor))
@@ -75,7 +77,8 @@ def report_of(model, parts, name, plain, marked):
     """Return the report of the last image of a prompt, of which those tokens are kept that a change moves."""
     before, after = (tokens_of(model, parts, name, images) for images in (plain, marked))
     change = (after.tokens.embeddings - before.tokens.embeddings).norm(dim=1)
-    kept = (change > change.max() / 2).nonzero()[:, 0]
+    # A token that changes less shows a small part of it, and lies beside one that changes more.
+    kept = (change > change.max() / 3).nonzero()[:, 0]
     return ImageReport(0, Selection(kept, len(change)), after.tokens.positions, layout=after.layout)
 
 
@@ -161,11 +164,12 @@ def test_lfm2_tiles_are_a_raster_of_their_own():
 
 
 def test_rows_of_tiles_that_do_not_end_evenly_have_no_known_grid():
-    runs = [range(10 * number, 10 * number + 8) for number in range(5)]
-    assert idefics3._grid(runs) is None
-    apart = [range(run.start + (run.start >= 20) + (run.start >= 40), run.stop) for run in runs]
-    assert idefics3._grid(apart) == (2, 2)
-    assert idefics3._grid([*apart[:3], apart[4]]) is None
+    starts = (0, 10, 21, 31, 42)
+    runs = [range(start, start + 8) for start in starts]
+    assert idefics3._grid(runs) == (2, 2)
+    assert idefics3._grid(runs[:1]) is None
+    assert idefics3._grid([*runs[:3], runs[4]]) is None
+    assert idefics3._grid([range(10 * number, 10 * number + 8) for number in range(5)]) is None
 
 
 def test_borders_lie_between_the_tiles_and_padding_is_outside():

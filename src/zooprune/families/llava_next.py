@@ -153,7 +153,8 @@ def _places(count: int, columns: int, side: int, device: torch.device) -> Tensor
 
 def _positions(places: Tensor, columns: int, side: int) -> Tensor:
     """Return frame, tile, row and column of packed places, (N, 4)."""
-    view, row, column = places.round().long().unbind(-1)
+    # Midway between two, all tokens of a row or column go to the same, whatever the interpolation's rounding errors.
+    view, row, column = (places + 0.501).floor().long().unbind(-1)
     tile = torch.where(view > 0, 1 + row // side * columns + column // side, view)
     return torch.stack([torch.zeros_like(tile), tile, row % side, column % side], dim=-1)
 
