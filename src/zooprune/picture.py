@@ -345,18 +345,23 @@ def _panel(width: int, height: int, side: int = _SIDE) -> tuple[int, int]:
     return max(_FLATTEST, round(width * scale)), max(_FLATTEST, round(height * scale))
 
 
+def _grey(image: Image.Image) -> np.ndarray:
+    """Return the brightness of an image, (height, width, 1)."""
+    return np.asarray(image.convert("L"), dtype=np.float32)[..., None]
+
+
 def _dim(image: Image.Image, at: np.ndarray, selection: Selection) -> Image.Image:
     """Return the image with all patches in grey but the kept ones, given which token each pixel shows."""
-    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float64) * 0.25 + 25
-    kept = _spread(selection.mask, at)[..., None]
-    return Image.fromarray(np.where(kept, np.asarray(image), grey).astype(np.uint8))
+    grey = (_grey(image) * 0.25 + 25).astype(np.uint8)
+    return Image.fromarray(np.where(_spread(selection.mask, at)[..., None], np.asarray(image), grey))
 
 
 def _heat(image: Image.Image, at: np.ndarray, ranks: np.ndarray) -> Image.Image:
     """Return the map of ranks; the image in grey where no token is."""
-    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None]
-    heat = (0.7 * _colour(ranks)[at] + 0.3 * grey).clip(0, 255)
-    return Image.fromarray(np.where(at[..., None] < 0, grey, heat).astype(np.uint8))
+    grey = _grey(image)
+    # Colours are mixed for each token, of which there are far fewer than pixels.
+    heat = (0.7 * _colour(ranks)).astype(np.float32)[at] + np.float32(0.3) * grey
+    return Image.fromarray(np.where(at[..., None] < 0, grey, heat.clip(0, 255)).astype(np.uint8))
 
 
 def _regions(image: Image.Image, at: np.ndarray, selection: Selection) -> Image.Image:
@@ -368,10 +373,9 @@ def _regions(image: Image.Image, at: np.ndarray, selection: Selection) -> Image.
     tints = np.stack([0.5 + 0.5 * np.cos(2 * np.pi * (hues + shift)) for shift in (0, 1 / 3, 2 / 3)], axis=-1) * 255
     tints[owners < 0] = 255
     # The number of no token is -1, which is the last place.
-    tint = np.append(tints.astype(np.uint8), np.full((1, 3), 255, dtype=np.uint8), axis=0)[at]
-    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float64)
-    kept = _spread(selection.mask, at)[..., None]
-    return Image.fromarray(np.where(kept, np.asarray(image), 0.45 * grey + 0.55 * tint).astype(np.uint8))
+    tints = np.append(0.55 * np.floor(tints), np.full((1, 3), 0.55 * 255), axis=0).astype(np.float32)
+    mixed = (np.float32(0.45) * _grey(image) + tints[at]).astype(np.uint8)
+    return Image.fromarray(np.where(_spread(selection.mask, at)[..., None], np.asarray(image), mixed))
 
 
 def _ranks(scores: Tensor, views: Sequence[View]) -> np.ndarray:
