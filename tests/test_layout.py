@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from PIL import Image, ImageDraw
 from real_processors import REAL
 from test_processors import processor, read
 from zoo_of_models import CASES
-from zooprune.families import find_family, idefics3
+from zooprune.families import find_family, idefics3, llava_next
 from zooprune.families.tiling import least_resized, nearest_shape
 from zooprune.layout import View
 from zooprune.picture import draw_each
@@ -108,13 +110,27 @@ def test_several_images_of_a_prompt_are_squares_with_padding(seeing, size):
     name, model, parts = seeing
     plain = Image.new("RGB", size)
     marked = plain.copy()
-    square = size[0] // 2, size[1] // 4, size[0], size[1] // 2
+    square = 0, 0, size[0] // 4, size[1] // 4
     ImageDraw.Draw(marked).rectangle((*square[:2], square[2] - 1, square[3] - 1), fill="white")
     report = report_of(model, parts, name, [plain, plain], [plain, marked])
     (view,) = report.views(*size)
     (drawn,) = draw_each(Image.new("RGB", size, COLOUR), [report])
     assert drawn.label == ""
     check(view, drawn.pictures["kept"], square, size)
+
+
+def test_padding_is_told_to_the_pixel():
+    # 500 x 900 in 2 x 2 tiles of 336: 374 x 672 after 149 rows of padding, of whose 48 rows of tokens 26 stay.
+    config = SimpleNamespace(
+        vision_config=SimpleNamespace(image_size=336), image_grid_pinpoints=[[336, 672], [672, 336], [672, 672]]
+    )
+    assert llava_next._grid(config, [500, 900]) == (2, 2)
+    layout = llava_next._tiled(config, [500, 900], (2, 2), 24)
+    assert layout.tiles_box == pytest.approx((0, -149 / 374, 1, (672 - 149) / 374))
+    assert layout.tokens_box == pytest.approx((0, (11 * 14 - 149) / 374, 1, (37 * 14 - 149) / 374))
+    # Nothing is left of an image that is thinner than a row.
+    assert llava_next._tiled(config, [1, 900], (1, 2), 24).views(torch.tensor([[0, 0, 0, 0]]), 900, 1)[0].label == ""
+    assert llava_next._squared([50, 300]).whole_box == (0.0, -2.5, 1.0, 3.5)
 
 
 #: Images of many shapes and sizes, some of them smaller than a tile.
