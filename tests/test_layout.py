@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from transformers import PixtralImageProcessorPil
 
 from real_processors import REAL
 from test_processors import processor, read
@@ -16,6 +17,7 @@ from zooprune.families import find_family, idefics3, llava_next
 from zooprune.families.tiling import least_resized, nearest_shape
 from zooprune.layout import View
 from zooprune.picture import draw_each
+from zooprune.prompting import seen_images
 from zooprune.reports import ImageReport
 from zooprune.tokens import Selection
 
@@ -196,3 +198,12 @@ def test_borders_lie_between_the_tiles_and_padding_is_outside():
     assert view.token_at(4, 2).tolist() == tokens.tolist()
     beyond = View("", tokens, (-0.5, 0.0, 0.5, 1.0))
     assert beyond.token_at(4, 2).tolist() == [[2, 3, -1, -1], [6, 7, -1, -1]]
+
+
+def test_images_of_several_sizes_are_seen_without_the_padding_that_makes_them_alike():
+    images = [Image.new("RGB", (112, 56), COLOUR), Image.new("RGB", (56, 112), COLOUR)]
+    parts = PixtralImageProcessorPil(patch_size={"height": 14, "width": 14}, size={"longest_edge": 112})
+    inputs = parts(images, return_tensors="pt")
+    assert inputs["pixel_values"].shape == (2, 3, 112, 112)
+    seen = seen_images(SimpleNamespace(image_processor=parts), inputs, images)
+    assert [image.tobytes() for image in seen] == [image.tobytes() for image in images]

@@ -35,7 +35,7 @@ def main() -> None:
             # Where all are there, the picture says so.
             label = f"layer {layer}" if count == image.kept else f"layer {layer}, {count} tokens"
             panels.append(Panel(label, name, answer, is_right(answer, [expected]), (shown,)))
-    seen = seen_images(processor, inputs["pixel_values"], [scene])[0]
+    seen = seen_images(processor, inputs, [scene])[0]
     caption = (
         f"A layer reads {KEEP} visual tokens on average. Those that it reads are shown in colour.\n"
         f"A tick marks the right answer, {expected}; a cross marks any other."

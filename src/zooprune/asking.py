@@ -105,7 +105,7 @@ def ask(
         return Comparison(
             answer_and_cost(model, processor, inputs, get_pruner(UNPRUNED), policy, max_new_tokens=max_new_tokens),
             answer_and_cost(model, processor, inputs, method, policy, max_new_tokens=max_new_tokens),
-            tuple(seen_images(processor, inputs["pixel_values"], images)),
+            tuple(seen_images(processor, inputs, images)),
         )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 
 def build_inputs(processor: Any, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> Any:
@@ -72,11 +71,17 @@ def _prompt(processor: Any, images: int, question: str) -> str:
     return text
 
 
-def seen_images(processor: Any, pixels: Tensor, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Undo the processor's normalisation where it made one picture of each image, (images, 3, H, W)."""
+def seen_images(processor: Any, inputs: Mapping[str, Any], images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Undo the processor's normalisation where it made one picture of each image, (images, 3, H, W).
+
+    Images that were padded to the size of the largest are cut out again.
+    """
+    pixels = inputs["pixel_values"]
     if pixels.ndim != 4 or len(pixels) != len(images):
         return list(images)
     mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
     colours = pixels.float().cpu() * std.view(3, 1, 1) + mean.view(3, 1, 1)
     bytes_ = (colours * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(pixels_of_one) for pixels_of_one in bytes_]
+    sizes = inputs.get("image_sizes")
+    shapes = [pixels.shape[-2:]] * len(images) if sizes is None else torch.as_tensor(sizes).tolist()
+    return [Image.fromarray(own[:height, :width]) for own, (height, width) in zip(bytes_, shapes, strict=True)]

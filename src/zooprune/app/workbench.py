@@ -310,7 +310,7 @@ class Workbench:
         images = [picture.image() for picture in pictures]
         inputs = build_inputs(loaded.processor, [images], [question]).to(loaded.model.device, loaded.model.dtype)
         sizes = tuple(image.size for image in images)
-        seen = seen_images(loaded.processor, inputs["pixel_values"], images)
+        seen = seen_images(loaded.processor, inputs, images)
         for image in seen:
             image.thumbnail(_SHOWN, Image.Resampling.LANCZOS)
         return _View(loaded, inputs, tuple(seen), sizes)

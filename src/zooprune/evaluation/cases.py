@@ -105,6 +105,6 @@ def draw_case(subject: Subject, case: Case) -> list[Image.Image]:
         f"{case.example.question}\nall tokens: {case.before}\n"
         f"{case.setting.label}, keep {case.setting.keep}: {case.after}"
     )
-    seen = seen_images(subject.processor, inputs["pixel_values"], images)
+    seen = seen_images(subject.processor, inputs, images)
     label = case.setting.pruner().scores_label
     return [draw_kept(image, group, caption, scores_label=label) for image, group in zip(seen, groups, strict=False)]

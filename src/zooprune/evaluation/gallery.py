@@ -111,7 +111,7 @@ def hang(
         for pruner, reply in zip(pruners, answered, strict=True)
     ]
     panels.sort(key=lambda panel: (panel.name != UNPRUNED, _GROUPS.index(panel.group)))
-    return Gallery(seen_images(processor, inputs["pixel_values"], [image])[0], tuple(panels))
+    return Gallery(seen_images(processor, inputs, [image])[0], tuple(panels))
 
 
 _GROUPS = (
