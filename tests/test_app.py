@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 import real_processors
 from zoo_of_models import llava_next
@@ -24,6 +25,7 @@ from zooprune.app.settings import MAX_QUESTION, Settings
 from zooprune.app.workbench import REMEMBERED, Workbench
 from zooprune.asking import ask
 from zooprune.bundled.benchmark import KINDS
+from zooprune.cli import terminal
 from zooprune.data.images import decode_image
 from zooprune.families.llava import Llava
 from zooprune.plan import Plan
@@ -273,7 +275,7 @@ def test_the_picture_shows_every_picture_under_every_method(bench):
 def test_without_gradio_a_sentence_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(app, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["zooprune", "app"])
-    monkeypatch.setattr(cli, "_err", cli.Console(file=sys.stderr, width=80))
+    monkeypatch.setattr(terminal, "_err", Console(file=sys.stderr, width=80))
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2

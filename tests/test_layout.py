@@ -207,3 +207,11 @@ def test_images_of_several_sizes_are_seen_without_the_padding_that_makes_them_al
     assert inputs["pixel_values"].shape == (2, 3, 112, 112)
     seen = seen_images(SimpleNamespace(image_processor=parts), inputs, images)
     assert [image.tobytes() for image in seen] == [image.tobytes() for image in images]
+
+
+def test_images_are_seen_under_both_names_of_their_pixels():
+    images = [Image.new("RGB", (56, 56), COLOUR)]
+    parts = PixtralImageProcessorPil(patch_size={"height": 14, "width": 14}, size={"longest_edge": 56})
+    pixels = parts(images, return_tensors="pt")["pixel_values"]
+    (seen,) = seen_images(SimpleNamespace(image_processor=parts), {"pixel_values_images": pixels}, images)
+    assert seen.tobytes() == images[0].tobytes()

@@ -76,7 +76,8 @@ def seen_images(processor: Any, inputs: Mapping[str, Any], images: Sequence[Imag
 
     Images that were padded to the size of the largest are cut out again.
     """
-    pixels = inputs["pixel_values"]
+    # Video-LLaVA has the second name.
+    pixels = next(inputs[name] for name in ("pixel_values", "pixel_values_images") if name in inputs)
     if pixels.ndim != 4 or len(pixels) != len(images):
         return list(images)
     mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
