@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -33,6 +34,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from zooprune import list_pruners, load_bundled
+from zooprune.cache_names import CACHE
 from zooprune.pruners import UNPRUNED, Pruner
 from zooprune.tokens import Budget, Selection, VisualTokens
 
@@ -185,6 +187,11 @@ def make_inputs(*rows: Row, seed: int = 0) -> dict[str, Tensor]:
     if count:
         inputs["pixel_values"] = torch.randn(count, 3, 14 * GRID, 14 * GRID, generator=generator)
     return inputs
+
+
+def cached(output: Any) -> dict[str, Any]:
+    """Return the cache that a call gave as an argument of the next call."""
+    return {CACHE: output[CACHE]}
 
 
 def make_processor() -> LlavaProcessor:

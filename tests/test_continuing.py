@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from conftest import METHODS, Row, make_inputs
+from conftest import METHODS, Row, cached, make_inputs
 from zoo_of_models import CASES, IMAGE, VOCABULARY, make_videos
 from zooprune import ZooPrune, get_pruner, prune
+from zooprune.cache_names import CACHE
 from zooprune.families import find_family
 from zooprune.pruners import pruner_class
 
@@ -59,13 +60,13 @@ def test_going_on_gives_what_sending_all_again_gives(case, model, positions):
     with prune(model, get_pruner("random", keep=3), positions=positions) as session:
         first = model.generate(**inputs, **OPTIONS)
         turn = longer(first.sequences, inputs)
-        second = model.generate(**turn, past_key_values=first.past_key_values, **OPTIONS)
+        second = model.generate(**turn, **cached(first), **OPTIONS)
         again = model.generate(**all_again(inputs, turn), **OPTIONS)
         assert torch.equal(second.sequences, again.sequences)
         for one, other in zip(second.logits, again.logits, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
         turn = longer(second.sequences, inputs, seed=1)
-        third = model.generate(**turn, past_key_values=second.past_key_values, **OPTIONS)
+        third = model.generate(**turn, **cached(second), **OPTIONS)
         again = model.generate(**all_again(inputs, turn), **OPTIONS)
     assert torch.equal(third.sequences, again.sequences)
     assert len(session.reports) == 3
@@ -78,7 +79,7 @@ def test_what_all_sees_cannot_go_on():
     with prune(model, "random", keep=3):
         first = model.generate(**inputs, **OPTIONS)
         with pytest.raises(ValueError, match="cannot go on from a cache"):
-            model.generate(**longer(first.sequences, inputs), past_key_values=first.past_key_values)
+            model.generate(**longer(first.sequences, inputs), **cached(first))
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_onevision"])
@@ -88,7 +89,7 @@ def test_videos_go_on(name):
     with prune(model, get_pruner("random", keep=7)):
         first = model.generate(**inputs, **OPTIONS)
         turn = longer(first.sequences, inputs)
-        second = model.generate(**turn, past_key_values=first.past_key_values, **OPTIONS)
+        second = model.generate(**turn, **cached(first), **OPTIONS)
         again = model.generate(**all_again(inputs, turn), **OPTIONS)
     assert torch.equal(second.sequences, again.sequences)
 
@@ -101,9 +102,9 @@ def test_old_pixels_that_come_along_are_not_read_again(case, model):
         first = model.generate(**inputs, **OPTIONS)
         turn = longer(first.sequences, inputs)
         # Two caches, since a turn adds to the one it is given.
-        caches = [first.past_key_values, copy.deepcopy(first.past_key_values)]
-        without = model.generate(**turn, past_key_values=caches[0], **OPTIONS)
-        along = model.generate(**all_again(inputs, turn), past_key_values=caches[1], **OPTIONS)
+        caches = [first[CACHE], copy.deepcopy(first[CACHE])]
+        without = model.generate(**turn, **{CACHE: caches[0]}, **OPTIONS)
+        along = model.generate(**all_again(inputs, turn), **{CACHE: caches[1]}, **OPTIONS)
     assert torch.equal(without.sequences, along.sequences)
     assert len(session.reports) == 1
 
@@ -111,9 +112,9 @@ def test_old_pixels_that_come_along_are_not_read_again(case, model):
 def test_a_cache_that_the_caller_brought(llava):
     inputs, cache = make_inputs(Row(1, 6)), DynamicCache()
     with prune(llava, ZooPrune(keep=7)):
-        first = llava.generate(**inputs, past_key_values=cache, max_new_tokens=NEW, do_sample=False)
+        first = llava.generate(**inputs, **{CACHE: cache}, max_new_tokens=NEW, do_sample=False)
         turn = longer(first, inputs)
-        second = llava.generate(**turn, past_key_values=cache, max_new_tokens=NEW, do_sample=False)
+        second = llava.generate(**turn, **{CACHE: cache}, max_new_tokens=NEW, do_sample=False)
         assert torch.equal(second, llava.generate(**inputs | turn, max_new_tokens=NEW, do_sample=False))
 
 
@@ -124,7 +125,7 @@ def test_every_method_goes_on(llava, name):
     with prune(llava, name, keep=7):
         first = llava.generate(**inputs, **OPTIONS)
         turn = longer(first.sequences, inputs)
-        second = llava.generate(**turn, past_key_values=first.past_key_values, **OPTIONS)
+        second = llava.generate(**turn, **cached(first), **OPTIONS)
         again = llava.generate(**inputs | turn, **OPTIONS)
     assert torch.equal(second.sequences, again.sequences)
 
@@ -139,7 +140,7 @@ def test_samples_go_on_each_by_itself(llava, copies):
         )
         masks = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"].repeat(copies, 1)}
         turn = longer(first.sequences, masks)
-        second = llava.generate(**turn, past_key_values=first.past_key_values, **OPTIONS)
+        second = llava.generate(**turn, **cached(first), **OPTIONS)
         pixels = inputs["pixel_values"].repeat(copies, 1, 1, 1)
         again = llava.generate(**turn, pixel_values=pixels, **OPTIONS)
     assert torch.equal(second.sequences, again.sequences)
@@ -151,15 +152,15 @@ def test_a_limit_counts_all_of_the_conversation(llava):
         first = llava.generate(**inputs, **OPTIONS)
         turn = longer(first.sequences, inputs)
         limit = turn["input_ids"].shape[1] + 3
-        assert llava.generate(**turn, past_key_values=first.past_key_values, max_length=limit).shape[1] == limit
+        assert llava.generate(**turn, **cached(first), max_length=limit).shape[1] == limit
 
 
 def outside(model, turn, cache):
-    return model.generate(**turn, past_key_values=cache)
+    return model.generate(**turn, **{CACHE: cache})
 
 
 def by_hand(model, turn, cache):
-    return model(input_ids=turn["input_ids"][:, -1:], past_key_values=cache)
+    return model(input_ids=turn["input_ids"][:, -1:], **{CACHE: cache})
 
 
 @pytest.mark.parametrize("use", [outside, by_hand])
@@ -168,35 +169,35 @@ def test_outside_of_a_session_the_cache_is_refused(case, model, use):
     with prune(model, get_pruner("random", keep=3)):
         first = model.generate(**inputs, **OPTIONS)
     turn = longer(first.sequences, inputs)
-    for cache in (first.past_key_values, copy.deepcopy(first.past_key_values)):
-        with pytest.raises(ValueError, match="past_key_values holds a pruned prompt"):
+    for cache in (first[CACHE], copy.deepcopy(first[CACHE])):
+        with pytest.raises(ValueError, match="the cache holds a pruned prompt"):
             use(model, turn, cache)
     with prune(model, get_pruner("random", keep=3)):
         if find_family(model).continues:
-            model.generate(**turn, past_key_values=first.past_key_values, max_new_tokens=1)
+            model.generate(**turn, **cached(first), max_new_tokens=1)
 
 
 def test_what_does_not_go_on_is_explained(llava):
     inputs = make_inputs(Row(1, 6))
     with prune(llava, ZooPrune(keep=7)) as session:
         first = llava.generate(**inputs, **OPTIONS)
-        cache, turn = first.past_key_values, longer(first.sequences, inputs)
+        cache, turn = first[CACHE], longer(first.sequences, inputs)
         other = turn | {"input_ids": turn["input_ids"].clone()}
         other["input_ids"][0, -7] += 1
         with pytest.raises(ValueError, match="does not go on from"):
-            llava.generate(**other, past_key_values=cache)
+            llava.generate(**other, **{CACHE: cache})
         with pytest.raises(ValueError, match="does not go on from"):
-            llava.generate(first.sequences[:, :-1], past_key_values=cache)
+            llava.generate(first.sequences[:, :-1], **{CACHE: cache})
         with pytest.raises(ValueError, match="holds 1 conversations, but input_ids has 2 rows"):
-            llava.generate(turn["input_ids"].repeat(2, 1), past_key_values=cache)
+            llava.generate(turn["input_ids"].repeat(2, 1), **{CACHE: cache})
         image = longer(torch.cat([first.sequences, torch.full((1, 36), IMAGE)], 1), inputs)
         with pytest.raises(ValueError, match="new images cannot be added"):
-            llava.generate(**image, pixel_values=inputs["pixel_values"].repeat(2, 1, 1, 1), past_key_values=cache)
+            llava.generate(**image, pixel_values=inputs["pixel_values"].repeat(2, 1, 1, 1), **{CACHE: cache})
         with pytest.raises(ValueError, match="go on with generate"):
-            session.prepare(turn | {"past_key_values": cache})
+            session.prepare(turn | {CACHE: cache})
         beams = llava.generate(**inputs, **OPTIONS | {"num_beams": 2})
         with pytest.raises(ValueError, match="beam search"):
-            llava.generate(**longer(beams.sequences, inputs), past_key_values=beams.past_key_values)
+            llava.generate(**longer(beams.sequences, inputs), **cached(beams))
 
 
 def test_a_cache_filled_by_hand_is_not_taken_for_a_whole_one(llava):
@@ -204,24 +205,34 @@ def test_a_cache_filled_by_hand_is_not_taken_for_a_whole_one(llava):
     with torch.no_grad(), prune(llava, ZooPrune(keep=7)) as session:
         out = llava(**session.prepare(inputs), use_cache=True)
         with pytest.raises(ValueError, match="holds less than the images of this prompt"):
-            llava.generate(**longer(inputs["input_ids"], inputs), past_key_values=out.past_key_values)
+            llava.generate(**longer(inputs["input_ids"], inputs), **cached(out))
 
 
 def test_whole_caches_go_on_as_ever(llava):
     inputs = make_inputs(Row(1, 6))
     first = llava.generate(**inputs, **OPTIONS)
     turn = longer(first.sequences, inputs)
-    plain = llava.generate(**turn, past_key_values=copy.deepcopy(first.past_key_values), **OPTIONS)
+    plain = llava.generate(**turn, **{CACHE: copy.deepcopy(first[CACHE])}, **OPTIONS)
     with prune(llava, ZooPrune(keep=7)):
-        assert torch.equal(
-            llava.generate(**turn, past_key_values=first.past_key_values, **OPTIONS).sequences, plain.sequences
-        )
+        assert torch.equal(llava.generate(**turn, **cached(first), **OPTIONS).sequences, plain.sequences)
 
 
 def test_a_cache_is_freed_with_its_holder(llava):
     with prune(llava, ZooPrune(keep=7)):
         first = llava.generate(**make_inputs(Row(1, 6)), **OPTIONS)
-    cache = weakref.ref(first.past_key_values)
+    cache = weakref.ref(first[CACHE])
     del first
     gc.collect()
     assert cache() is None
+
+
+@pytest.mark.skipif(CACHE == "past_key_values", reason="from transformers 5.24 on, the cache has a new and an old name")
+def test_a_cache_by_its_old_name_goes_on(llava):
+    inputs = make_inputs(Row(1, 6))
+    with prune(llava, ZooPrune(keep=7)):
+        first = llava.generate(**inputs, **OPTIONS)
+        turn, again = longer(first.sequences, inputs), copy.deepcopy(first[CACHE])
+        expected = llava.generate(**turn, **cached(first), **OPTIONS)
+        with pytest.warns(FutureWarning, match="past_key_values"):
+            found = llava.generate(**turn, past_key_values=again, **OPTIONS)
+    assert torch.equal(found.sequences, expected.sequences)

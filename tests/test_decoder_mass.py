@@ -15,10 +15,12 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from conftest import cached
 from test_continuing import all_again, longer
 from test_practice import lora, offloaded
 from zoo_of_models import CASES, IMAGE
 from zooprune import prune
+from zooprune.cache_names import CACHE
 from zooprune.decoder.mass import Weighing, counting
 from zooprune.pruners import get_pruner
 
@@ -169,15 +171,13 @@ def test_by_hand_is_what_generate_does(case, model):
         logits, last = [output.logits[:, -1]], prepared["position_ids"][..., -1:]
         while len(logits) < 5:
             places = {"position_ids": last + len(logits)} if last.ndim == 2 else {}
-            output = model(
-                input_ids=logits[-1].argmax(-1, keepdim=True), past_key_values=output.past_key_values, **places
-            )
+            output = model(input_ids=logits[-1].argmax(-1, keepdim=True), **cached(output), **places)
             logits.append(output.logits[:, -1])
     torch.testing.assert_close(torch.stack(logits), logits_of(expected), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="an open session only"):
         model(**prepared)
-    with pytest.raises(ValueError, match="past_key_values holds a pruned prompt"):
-        model(input_ids=torch.tensor([[11]]), past_key_values=output.past_key_values)
+    with pytest.raises(ValueError, match="the cache holds a pruned prompt"):
+        model(input_ids=torch.tensor([[11]]), **cached(output))
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
@@ -188,7 +188,7 @@ def test_a_conversation_goes_on_with_the_mass_of_its_beginning(name):
     with standing_in(model):
         first = model.generate(**inputs, **GREEDY)
         turn = longer(first.sequences, inputs)
-        second = model.generate(**turn, past_key_values=first.past_key_values, **GREEDY)
+        second = model.generate(**turn, **cached(first), **GREEDY)
         again = model.generate(**all_again(inputs, turn), **GREEDY)
     torch.testing.assert_close(logits_of(second), logits_of(again), rtol=1e-4, atol=1e-4)
 
@@ -383,7 +383,7 @@ def test_an_empty_cache_of_the_caller_is_filled_with_mass():
     inputs = case.make(model, [[0]])
     with standing_in(model):
         expected = model.generate(**inputs, **GREEDY)
-        found = model.generate(**inputs, **GREEDY, past_key_values=DynamicCache())
+        found = model.generate(**inputs, **GREEDY, **{CACHE: DynamicCache()})
     assert torch.equal(logits_of(found), logits_of(expected))
 
 

@@ -10,12 +10,14 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from conftest import cached
 from test_continuing import longer
 from test_decoder_mass import logits_of  # it registers flash_like as well
 from test_practice import lora, offloaded
 from test_profiling import counted
 from zoo_of_models import CASES, IMAGE, TEXT, VIDEO, make_videos
 from zooprune import ZooPrune, list_pruners, prune
+from zooprune.cache_names import CACHE
 from zooprune.costs import generation_flops, kv_cache_bytes
 from zooprune.families import find_family
 from zooprune.policy import Policy
@@ -392,10 +394,8 @@ def test_a_conversation_goes_on_with_what_is_left(case, model, positions):
         if not session._family.continues:
             return
         third = []
-        second = model.generate(**turn, past_key_values=first.past_key_values, **GREEDY)
-        third = model.generate(
-            **longer(second.sequences, inputs, seed=1), past_key_values=second.past_key_values, **GREEDY
-        )
+        second = model.generate(**turn, **cached(first), **GREEDY)
+        third = model.generate(**longer(second.sequences, inputs, seed=1), **cached(second), **GREEDY)
     # The dense run is forced through the same words.
     whole = third.sequences[:, inputs["input_ids"].shape[1] :]
     steps = iter(whole[:, : whole.shape[1] - 5].T)
@@ -592,9 +592,9 @@ def test_a_thinned_cache_needs_a_session_that_thins(llava_with_layers):
         first = model.generate(**inputs, **GREEDY)
     turn = longer(first.sequences, inputs)
     with prune(model, "random", keep=3), pytest.raises(ValueError, match="go on in a session with inside"):
-        model.generate(**turn, past_key_values=first.past_key_values)
+        model.generate(**turn, **cached(first))
     with prune(model, None, inside="pyramiddrop"):
-        model.generate(**turn, past_key_values=first.past_key_values, max_new_tokens=1)
+        model.generate(**turn, **cached(first), max_new_tokens=1)
 
 
 def test_videos_thin_like_images():
@@ -625,7 +625,7 @@ def test_a_forward_pass_that_is_not_the_sessions_passes_by(llava_with_layers):
 
     def call_the_model(ids, scores):
         with torch.no_grad():
-            assert torch.equal(model(**inputs, past_key_values=DynamicCache()).logits, expected)
+            assert torch.equal(model(**inputs, **{CACHE: DynamicCache()}).logits, expected)
         return scores
 
     with prune(model, None, inside="fastv"):

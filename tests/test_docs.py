@@ -24,6 +24,7 @@ import typer
 
 from zooprune import cli
 from zooprune.bundled import demo_scene
+from zooprune.cache_names import CACHE
 from zooprune.data.examples import Example
 from zooprune.evaluation.runner import Results, Subject, evaluate, grid
 from zooprune.plan import Plan
@@ -54,7 +55,9 @@ class Block:
 
     def code(self) -> Any:
         """Return the block as compiled Python; errors show the page and its line."""
-        return compile("\n" * self.line + self.text, self.page, "exec")
+        # Pages say what the cache is called before transformers 5.24, which warns of that name.
+        text = self.text.replace("past_key_values", CACHE)
+        return compile("\n" * self.line + text, self.page, "exec")
 
 
 def blocks_of(page: Path) -> list[Block]:

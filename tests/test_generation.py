@@ -26,6 +26,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from conftest import GRID, IMAGE, METHODS, MODELS, Row, make_inputs, make_processor
 from zooprune import ZooPrune, list_pruners, prune
+from zooprune.cache_names import CACHE
 from zooprune.pruners import Pruner
 from zooprune.tokens import Selection
 
@@ -467,7 +468,7 @@ def one_slot_to_the_other_row(inputs):
         (lambda inputs: inputs.update(input_ids=inputs["input_ids"][:, :0]), "empty"),
         (lambda inputs: inputs.update(position_ids=torch.zeros(2, 45)), "position_ids"),
         (lambda inputs: inputs.update(inputs_embeds=torch.zeros(2, 45, 32)), "inputs_embeds"),
-        (lambda inputs: inputs.update(past_key_values=filled_cache()), "past_key_values cannot be used"),
+        (lambda inputs: inputs.update({CACHE: filled_cache()}), "a filled cache cannot be used"),
         (lambda inputs: inputs.update(assistant_model=object()), "assistant"),
         (lambda inputs: inputs.update(prefix_allowed_tokens_fn=lambda row, ids: [5]), "logits_processor"),
         (one_slot_to_the_other_row, "image 0 fills 36 placeholders but prompt 0 has 35"),

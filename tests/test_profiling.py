@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
+from zooprune.cache_names import CACHE
 from zooprune.costs import UNGATED, generation_flops, kv_cache_bytes, largest_saving, prefill_flops, tower_flops
 from zooprune.profiling import Timings, note, recording, stage  # fmt: skip
 
@@ -34,7 +35,7 @@ def test_flops_of_other_text_models_are_what_torch_counts(kind):
 
 
 def test_cache_bytes_are_what_the_cache_holds(model):
-    cache = model(input_ids=torch.full((1, 23), 7), use_cache=True).past_key_values
+    cache = model(input_ids=torch.full((1, 23), 7), use_cache=True)[CACHE]
     held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
     assert kv_cache_bytes(model.config.text_config, 23, torch.float32) == held
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from conftest import IMAGE, Row, clip_llama, make_inputs
+from conftest import IMAGE, Row, cached, clip_llama, make_inputs
 from zoo_of_models import CASES
 from zooprune import ZooPrune, get_pruner, prune
 from zooprune.generation import session_of
@@ -221,7 +221,7 @@ def test_decoding_by_hand_goes_on_as_generate_does(name, keep):
         while len(logits) < 5:
             # With several images tokens keep their positions, which models without M-RoPE cannot count on from.
             places = {"position_ids": last + len(logits)} if last.ndim == 2 else {}
-            out = model(input_ids=logits[-1].argmax(-1, keepdim=True), past_key_values=out.past_key_values, **places)
+            out = model(input_ids=logits[-1].argmax(-1, keepdim=True), **cached(out), **places)
             logits.append(out.logits[:, -1])
     for one, other in zip(said.logits, logits, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from conftest import METHODS, Row, clip_llama, make_inputs
+from conftest import METHODS, Row, cached, clip_llama, make_inputs
 from zoo_of_models import CASES, VIDEO_CASES, make_videos
 from zooprune import ZooPrune, get_pruner, prune
 
@@ -126,7 +126,7 @@ def test_conversations_go_on_side_by_side(llava):
     def talk(inputs):
         first = llava.generate(**inputs, **options)
         ids = torch.cat([first.sequences, torch.tensor([[17, 18]])], dim=1)
-        return llava.generate(ids, past_key_values=first.past_key_values, **options).sequences
+        return llava.generate(ids, **cached(first), **options).sequences
 
     with prune(llava, ZooPrune(keep=7)):
         expected = [talk(inputs) for inputs in requests]

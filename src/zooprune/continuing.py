@@ -67,8 +67,8 @@ class Conversation:
             )
         if given.shape[1] <= held.shape[1] or not torch.equal(given[:, : held.shape[1]], held):
             raise ValueError(
-                "input_ids does not go on from what past_key_values holds; append new ids to the sequences that "
-                "generate returned, or leave past_key_values out and pass the images again"
+                "input_ids does not go on from what the cache holds; append new ids to the sequences that "
+                "generate returned, or leave the cache out and pass the images again"
             )
         width = self.ids.shape[1]
         rest = given[:, width:]
@@ -118,7 +118,7 @@ class _OfPrunedPrompt:
     def update(self, *args: Any, **kwargs: Any) -> Any:
         if not _known.get():
             raise ValueError(
-                "past_key_values holds a pruned prompt, so the model cannot count from it; "
+                "the cache holds a pruned prompt, so the model cannot count from it; "
                 "go on with generate() inside `with prune(...)`, or start without a cache"
             )
         return super().update(*args, **kwargs)  # type: ignore[misc]
@@ -157,7 +157,7 @@ def recall(cache: Any) -> Conversation | None:
     if not isinstance(cache, _OfPrunedPrompt):
         return None
     if isinstance(cache.conversation, str):
-        raise ValueError(f"past_key_values cannot be continued: {cache.conversation}")
+        raise ValueError(f"this cache cannot be continued: {cache.conversation}")
     return cache.conversation
 
 

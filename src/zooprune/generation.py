@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from zooprune.cache_names import CACHE, cache_of
 from zooprune.calling import call, check_copies, option
 from zooprune.compaction import Prompt
 from zooprune.continuing import BEAMS, Conversation, adding, recall, remember
@@ -234,8 +235,8 @@ class Session:
         if self._thinning is not None:
             raise ValueError("pruning inside the language model works with generate() alone; call model.generate()")
         _refuse(inputs, _HIDING)
-        if _filled(inputs.get("past_key_values")):
-            raise ValueError("past_key_values cannot be used while pruning by hand; go on with generate()")
+        if _filled(cache_of(inputs)):
+            raise ValueError("a filled cache cannot be used while pruning by hand; go on with generate()")
         if not self._has_images(inputs):
             return inputs
         self._check_ids(inputs)
@@ -258,7 +259,7 @@ class Session:
             return self._original(*args, **kwargs)
         kwargs |= _named(self._original, args)
         _refuse(kwargs, _HIDING)
-        conversation = recall(kwargs.get("past_key_values"))
+        conversation = recall(cache_of(kwargs))
         has_images = self._has_images(kwargs)
         if not has_images and conversation is None:
             self._check_cache(kwargs)
@@ -271,9 +272,9 @@ class Session:
             check_call(kwargs, *given)
         if conversation is not None:
             return self._go_on(conversation, kwargs)
-        if _filled(kwargs.get("past_key_values")):
+        if _filled(cache_of(kwargs)):
             raise ValueError(
-                "past_key_values cannot be used while pruning: the images must be in the prompt that is prefilled; "
+                "a filled cache cannot be used while pruning: the images must be in the prompt that is prefilled; "
                 "start without a cache"
             )
         with torch.no_grad():
@@ -312,7 +313,7 @@ class Session:
         new = ids[:, conversation.ids.shape[1] + conversation.after.shape[1] :]
         if any(bool(self._family.slots(self.model, kind, new).any()) for kind in self._family.modalities):
             raise ValueError(
-                "new images cannot be added to a conversation in past_key_values; "
+                "new images cannot be added to a conversation in a cache; "
                 "start without a cache and pass the whole conversation with all of its images"
             )
         # Pixels that come along are those of the images in the cache.
@@ -321,10 +322,10 @@ class Session:
         if conversation.thinned is not None:
             if self._thinning is None:
                 raise ValueError(
-                    "past_key_values holds a prompt that was pruned inside the language model; go on in a session with "
+                    "the cache holds a prompt that was pruned inside the language model; go on in a session with "
                     "inside, or start without a cache"
                 )
-            run = Run.resumed(self._thinning, prompt, conversation.thinned, kwargs["past_key_values"])
+            run = Run.resumed(self._thinning, prompt, conversation.thinned, cache_of(kwargs))
         return self._answer(kwargs, ids, prompt, Timings(), conversation, run)
 
     def _answer(
@@ -343,9 +344,9 @@ class Session:
         with adding(), counting(self.model, prompt.mass), running(run), recording(timings):
             output = call(self.model, self._original, kwargs, ids, prompt, timings)
         if isinstance(output, Tensor):
-            cache, sequences = kwargs.get("past_key_values"), output
+            cache, sequences = cache_of(kwargs), output
         else:
-            cache, sequences = output.get("past_key_values"), output["sequences"]
+            cache, sequences = output.get(CACHE), output["sequences"]
         if run is not None and run.cuts:
             known = dataclasses.replace(known, thinned=run.thinned)
         if cache is not None and _filled(cache):
@@ -374,14 +375,14 @@ class Session:
 
     def _check_cache(self, inputs: Mapping[str, Any]) -> None:
         """Refuse a cache that does not hold the images of a prompt that comes without them."""
-        cache = inputs.get("past_key_values")
+        cache = cache_of(inputs)
         ids = inputs.get("input_ids") if inputs.get("inputs") is None else inputs["inputs"]
         if not _filled(cache) or not isinstance(ids, Tensor):
             return
-        rest = ids[:, cache.get_seq_length() :]  # type: ignore[union-attr]
+        rest = ids[:, cache.get_seq_length() :]
         if any(bool(self._family.slots(self.model, kind, rest).any()) for kind in self._family.modalities):
             raise ValueError(
-                "past_key_values holds less than the images of this prompt; start without a cache and pass the images"
+                "the cache holds less than the images of this prompt; start without a cache and pass the images"
             )
 
     def _replace(self, inputs: dict[str, Any], prompt: Prompt) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from zooprune.cache_names import CACHE, cache_of
 from zooprune.continuing import BY_HAND, allow_adding, remember
 
 #: Layers whose attention is a softmax over keys. Others have no key that could count twice.
@@ -150,7 +151,7 @@ def _attentions(model: PreTrainedModel) -> tuple[nn.Module, list[nn.Module]]:
         if type(module).__name__.endswith("Attention") and hasattr(module, "layer_idx") and hasattr(module, "config")
     ]
     other = sorted(set(getattr(config, "layer_types", None) or ()) - _WEIGHABLE)
-    needed = {"attention_mask", "past_key_values"}
+    needed = {"attention_mask", CACHE}
     usual = all(needed <= {*inspect.signature(module.forward).parameters} for module in attentions)
     if other or not usual or len(attentions) != len(getattr(decoder, "layers", ())):
         has = f"{', '.join(other).replace('_', ' ')} layers" if other else "layers without the usual attention"
@@ -181,7 +182,7 @@ def _enter_model(
     _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Find out what counts in a forward pass that the caller runs by hand."""
-    outputs, cache = kwargs.get("mm_encoder_outputs"), kwargs.get("past_key_values")
+    outputs, cache = kwargs.get("mm_encoder_outputs"), cache_of(kwargs)
     if isinstance(outputs, WeighedOutputs):
         _by_hand.set(outputs.mass)
         return args, kwargs | {"mm_encoder_outputs": dict(outputs.items())}
@@ -220,7 +221,7 @@ def _weigh(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     if not isinstance(mass, Mass):
         return None
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    cache, (rows, new) = kwargs.get("past_key_values"), hidden.shape[:2]
+    cache, (rows, new) = cache_of(kwargs), hidden.shape[:2]
     # A layer with a sliding window sees the last keys only.
     length, first = (new, 0) if cache is None else cache.get_mask_sizes(new, module.layer_idx)
     name = module.config._attn_implementation

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, StaticCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from zooprune.cache_names import CACHE, cache_of
 from zooprune.compaction import Prompt
 from zooprune.decoder.cuts import (
     Cut,
@@ -150,7 +151,7 @@ def _usual_layers(model: PreTrainedModel, decoder: Any) -> list[Any]:
     """Return the layers of a language model, or say why its tokens cannot become fewer on the way."""
     config = model.config.get_text_config()
     layers = list(getattr(decoder, "layers", ()))
-    needed = {"position_embeddings", "attention_mask", "past_key_values"}
+    needed = {"position_embeddings", "attention_mask", CACHE}
     usual = all(
         hasattr(layer, "self_attn") and needed <= {*inspect.signature(layer.self_attn.forward).parameters}
         for layer in layers
@@ -176,7 +177,7 @@ def check_call(kwargs: Mapping[str, Any], implementation: Any, chunk: Any) -> No
         Its `cache_implementation` and `prefill_chunk_size`, wherever they come from.
     """
     sized = any(word in str(implementation or "") for word in _SIZED)
-    if sized or isinstance(kwargs.get("past_key_values"), StaticCache):
+    if sized or isinstance(cache_of(kwargs), StaticCache):
         raise ValueError(
             "a cache of fixed size cannot be used while pruning inside the language model, whose layers keep different "
             "numbers of tokens; leave it out"
@@ -278,7 +279,7 @@ class Run:
     def begin(self, kwargs: Mapping[str, Any]) -> None:
         """Find out what a forward pass of the model is: one of this call, or one that somebody else runs meanwhile."""
         self.now = None
-        ids, mask, cache = (kwargs.get(name) for name in ("input_ids", "attention_mask", "past_key_values"))
+        ids, mask, cache = kwargs.get("input_ids"), kwargs.get("attention_mask"), cache_of(kwargs)
         if not isinstance(ids, Tensor) or len(ids) % self.rows:
             return
         if mask is None:
@@ -425,8 +426,8 @@ class Pass:
             config=self.run.thinning.config,
             inputs_embeds=hidden,
             attention_mask=self._present(cut),
-            past_key_values=self.run.cache,
             layer_idx=number,
+            **{CACHE: self.run.cache},
         )
 
     def _tables(self, cut: Cut | None, tables: Any) -> Any:
