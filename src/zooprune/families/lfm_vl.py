@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from zooprune.families.base import Family
 from zooprune.families.gridded import Gridded
+from zooprune.families.reading import Seen
 from zooprune.families.tiling import blocks, grid_positions, nearest_shape, one_id_apart, runs, tiled_images
 from zooprune.projectors import NormedMLP
 from zooprune.signals import TowerSignal
@@ -39,7 +40,7 @@ class Lfm2VL(Family):
     def encode(
         self, model: Any, modality: Modality, inputs: Mapping[str, Any], signals: Sequence[TowerSignal] = ()
     ) -> Encoded:
-        """Encode all tiles; the projector reads them one by one."""
+        """Encode all tiles."""
         projector = model.model.multi_modal_projector
         modules = {"projector": projector.linear_1 if projector.layer_norm is None else projector.layer_norm}
         output, seen, patches = self.forward(model, modality, inputs, modules, signals)
@@ -48,7 +49,7 @@ class Lfm2VL(Family):
         tiles = []
         for number, (x, z, grid) in enumerate(
             zip(
-                seen["projector"].read.split(lengths),
+                _by_tile(seen["projector"], lengths),
                 output.pooler_output,
                 inputs["spatial_shapes"].tolist(),
                 strict=True,
@@ -64,6 +65,13 @@ class Lfm2VL(Family):
         prompts = runs(self.slots(model, modality, inputs["input_ids"]))
         slots = [length for prompt in prompts for length in one_id_apart(prompt)]
         return Encoded(tiled_images(tiles, slots, repeat(nearest_shape)), output)
+
+
+def _by_tile(projector: Seen, lengths: Sequence[int]) -> list[Tensor]:
+    """Return the rows that the projector read of each tile."""
+    # Up to transformers 5.23, it reads tile by tile; later all at once, with as many rows for each as for the largest.
+    tiles = projector.inputs if len(projector.inputs) == len(lengths) else projector.read.chunk(len(lengths))
+    return [rows.flatten(0, -2)[:length] for rows, length in zip(tiles, lengths, strict=True)]
 
 
 class Lfm3VL(Gridded):
