@@ -421,7 +421,7 @@ class Pass:
         if self.whole and isinstance(given, Tensor) and given.ndim == 4:
             return gathered_mask(given, with_tail(cut.columns, self.run.width, given.shape[-1]).to(given.device))
         # Where there is none or it is in a kernel's own form, transformers makes it anew, to fit this layer's cache.
-        make = create_sliding_window_causal_mask if sliding else create_causal_mask
+        make: Callable[..., Any] = create_sliding_window_causal_mask if sliding else create_causal_mask
         return make(
             config=self.run.thinning.config,
             inputs_embeds=hidden,
