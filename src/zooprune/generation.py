@@ -38,9 +38,9 @@ from zooprune.pruners import UNPRUNED, InsidePruner, Pruner, get_pruner
 from zooprune.reports import Report
 from zooprune.sensitivity import weight_cache
 
-#: The first transformers whose models take encoded images (`mm_encoder_outputs`), and the first that is too new: its
-#: layers call the cache by another name.
-OLDEST_TRANSFORMERS, TOO_NEW_TRANSFORMERS = "5.18.0", "5.24.0"
+#: The first transformers whose models take encoded images (`mm_encoder_outputs`), and the first that is not tested:
+#: minor versions rename arguments that pruning depends on.
+OLDEST_TRANSFORMERS, TOO_NEW_TRANSFORMERS = "5.18.0", "5.25.0"
 
 #: What hides images from a session, whatever else a call holds.
 _HIDING = {
@@ -109,7 +109,7 @@ def prune(
     Raises
     ------
     ImportError
-        If transformers is older than 5.18, or 5.24 or newer.
+        If transformers is older than 5.18, or 5.25 or newer.
     TypeError, ValueError
         If the model, the method or an option is not valid, the model is being pruned already, its tokens cannot
         count several times, or they cannot become fewer inside its language model.
