@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 from transformers import (
     DynamicCache,
@@ -169,7 +171,16 @@ def test_every_way_of_generating_gives_the_prompt_back(llava, mode, keep, positi
         assert torch.equal(pruned, plain)
 
 
-@pytest.mark.parametrize("mode", ["static cache", "chunked prefill", "no cache"])
+#: Before transformers 5.23, chunked prefill changes the answers of padded batches without pruning as well.
+CHUNKED = pytest.param(
+    "chunked prefill",
+    marks=pytest.mark.skipif(
+        Version(transformers.__version__) < Version("5.23"), reason="chunked prefill needs transformers 5.23"
+    ),
+)
+
+
+@pytest.mark.parametrize("mode", ["static cache", CHUNKED, "no cache"])
 @pytest.mark.parametrize("positions", ["contiguous", "original"])
 def test_ways_of_caching_do_not_change_the_answer(llava, mode, positions):
     inputs = make_inputs(Row(1, 6), Row(2, 3))
