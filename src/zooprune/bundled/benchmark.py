@@ -1,6 +1,7 @@
 """The held-out questions that come with the package, and what has to be seen to answer each.
 
 Scenes are stored as layouts and rendered when asked for, the same pixels everywhere. Nothing but the package is needed.
+Before Pillow 13, 4 to 30 pixels in each of 48 of the 660 scenes differ, by up to 12 of 255.
 """
 
 from __future__ import annotations
