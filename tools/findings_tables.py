@@ -1,4 +1,4 @@
-"""Write the tables of all methods in docs/findings.md from the newest figures: make methods-page."""
+"""Write the tables of methods in docs/findings.md and docs/inside.md from the newest figures: make methods-page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from zooprune import list_pruners
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "findings.md"
+PAGE, INSIDE = ROOT / "docs" / "findings.md", ROOT / "docs" / "inside.md"
 #: What becomes of dropped tokens.
 POLICIES = ("discard", "stand in")
 BUDGETS = (192, 128, 64, 32, 16)
@@ -18,51 +18,73 @@ KEEP, BASELINE = 64, "zoo"
 
 
 def main() -> None:
-    PAGE.write_text(page(), encoding="utf-8")
+    for path, tables in pages():
+        path.write_text(filled(path, tables), encoding="utf-8")
 
 
-def page() -> str:
-    """Return docs/findings.md with the newest tables."""
-    text = PAGE.read_text(encoding="utf-8")
-    for dropped in POLICIES:
-        begin, end = f"<!-- begin: make methods-page writes this table, {dropped} -->\n", "<!-- end -->"
+def pages() -> list[tuple[Path, dict[str, str]]]:
+    """Return the pages, and the tables of each by name."""
+    return [(PAGE, {dropped: table(dropped) for dropped in POLICIES}), (INSIDE, {"inside": inside_table()})]
+
+
+def filled(path: Path, tables: dict[str, str]) -> str:
+    """Return a page with tables in their places."""
+    text = path.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        begin, end = f"<!-- begin: make methods-page writes this table, {name} -->\n", "<!-- end -->"
         before, mark, rest = text.partition(begin)
         if not mark:
-            raise ValueError(f"{PAGE} lacks the line {begin.strip()}")
-        text = before + begin + table(dropped) + "\n" + end + rest.partition(end)[2]
+            raise ValueError(f"{path} lacks the line {begin.strip()}")
+        text = before + begin + table + "\n" + end + rest.partition(end)[2]
     return text
 
 
 def table(dropped: str) -> str:
     """Return a line for each method, the best first, and a column for each budget that was measured."""
-    newest = max((ROOT / "benchmarks" / "results").glob("methods-*.json"))
     rows: dict[tuple[str, int], dict[str, Any]] = {
         (row["method"], row["keep"]): row
-        for row in json.loads(newest.read_text(encoding="utf-8"))["rows"]
+        for row in _newest("methods")
         if row["dropped"] == dropped and row["method"] in list_pruners()
     }
     budgets = [keep for keep in BUDGETS if (BASELINE, keep) in rows]
     names = sorted({name for name, keep in rows if keep == KEEP}, key=lambda name: (-_accuracy(rows[name, KEEP]), name))
     lines = [f"| method | {' | '.join(map(str, budgets))} |", "|---|" + "---|" * len(budgets)]
     for name in names:
-        cells = [_cell(rows.get((name, keep))) for keep in budgets]
+        found = [rows.get((name, keep)) for keep in budgets]
+        cells = ["" if row is None else _cell(_accuracy(row), (row["against zoo"] or {}).get("all")) for row in found]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def inside_table() -> str:
+    """Return a line for each method, those alone before those behind the baseline, and a column for each average."""
+    rows = {(row["method"], row["keep"]): row for row in _newest("inside")}
+    budgets = sorted({keep for _, keep in rows if keep is not None}, reverse=True)
+    names = {name for name, keep in rows if keep is not None}
+    lines = [f"| method | {' | '.join(map(str, budgets))} |", "|---|" + "---|" * len(budgets)]
+    for name in sorted(names, key=lambda name: ("+" in name, -rows[name, budgets[0]]["accuracy"], name)):
+        found = [rows.get((name, keep)) for keep in budgets]
+        cells = ["" if row is None else _cell(row["accuracy"], row.get("against zoo")) for row in found]
+        lines.append(f"| {name.replace('+', ' + ')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _newest(kind: str) -> list[dict[str, Any]]:
+    path = max((ROOT / "benchmarks" / "results").glob(f"{kind}-*.json"))
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return rows
 
 
 def _accuracy(row: dict[str, Any]) -> float:
     return float(row["accuracy"]["all"])
 
 
-def _cell(row: dict[str, Any] | None) -> str:
-    """Return the accuracy in percent, and the interval of the difference to the baseline in points."""
-    if row is None:
-        return ""
-    cell = f"{100 * _accuracy(row):.1f}"
-    if row["method"] != BASELINE and row["against zoo"]:
-        low, high = row["against zoo"]["all"]["interval"]
-        cell += f" ({100 * low:+.1f} to {100 * high:+.1f})"
-    return cell
+def _cell(accuracy: float, gap: dict[str, Any] | None) -> str:
+    """Return the accuracy in percent, and the interval of the difference to the baseline in points, if there is one."""
+    if gap is None:
+        return f"{100 * accuracy:.1f}"
+    low, high = gap["interval"]
+    return f"{100 * accuracy:.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 if __name__ == "__main__":
