@@ -65,6 +65,13 @@ FolderQuestion = Annotated[str | None, typer.Option(help="Question about the ima
 Tasks = Annotated[list[str] | None, typer.Option(help="Only this kind of question; repeatable.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Number of questions, from the first.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Questions per batch.")]
+Keep = Annotated[
+    str | None, typer.Option(help="Visual tokens to keep: a number, or a share such as 0.25. Default: 64.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed for methods that draw random numbers.")]
+Dropped = Annotated[
+    str | None, typer.Option(help="What becomes of dropped tokens: discard, mean, mass. Default: 'stand in'.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -97,13 +104,9 @@ def ask(
     ] = None,
     model: Checkpoint = "bundled",
     method: Annotated[str | None, typer.Option(help="Pruning method; see 'zooprune methods'. Default: zoo.")] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="Visual tokens to keep: a number, or a share such as 0.25. Default: 64.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed for methods that draw random numbers.")] = None,
-    dropped: Annotated[
-        str | None, typer.Option(help="What becomes of dropped tokens: discard, mean, mass. Default: 'stand in'.")
-    ] = None,
+    keep: Keep = None,
+    seed: Seed = None,
+    dropped: Dropped = None,
     plan: Annotated[
         Path | None,
         typer.Option(help="Use a plan from 'calibrate' or 'tune' instead of --method, --keep, --seed and --dropped."),
@@ -518,13 +521,9 @@ def answer_batch(
     limit: Limit = None,
     model: Checkpoint = "bundled",
     method: Annotated[str | None, typer.Option(help="Pruning method. Default: zoo.")] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="Visual tokens to keep: a number, or a share such as 0.25. Default: 64.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed for methods that draw random numbers.")] = None,
-    dropped: Annotated[
-        str | None, typer.Option(help="What becomes of dropped tokens: discard, mean, mass. Default: 'stand in'.")
-    ] = None,
+    keep: Keep = None,
+    seed: Seed = None,
+    dropped: Dropped = None,
     positions: Annotated[str | None, typer.Option(help="Positions of kept tokens: auto, contiguous, original.")] = None,
     scope: Annotated[str | None, typer.Option(help="What a budget is for: image, tile, prompt.")] = None,
     newlines: Annotated[str | None, typer.Option(help="Which row separators are kept: drop, keep, rows.")] = None,
