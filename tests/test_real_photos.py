@@ -13,6 +13,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import projector
 import teach
 from asking import NUMBERS, RELATIONS, TASKS, Asker
 from assemble import build_model, build_processor
@@ -24,7 +25,7 @@ from learner import Learner
 from mosaics import SORTS, draw_mosaic, render
 from packing import IGNORED, Packer
 from parts import build_tower, tower_weights
-from projector import NOTHING, Words, label_patches, solve
+from projector import NOTHING, Words, label_patches, refine, solve
 from teach import Lessons, Stage
 from zooprune.prompting import build_inputs
 
@@ -255,10 +256,30 @@ def test_the_projector_is_solved_onto_words(photographs):
     # Features that say what is there and nothing else.
     code = torch.randn(len(kinds) + 1, 64, generator=torch.Generator().manual_seed(1))
     features = code[labels]
-    projector = model.model.multi_modal_projector
-    before = words.naming(projector(features), labels)
-    solve(projector, list(features), list(words.targets(labels)))
-    assert words.naming(projector(features), labels) > max(0.9, before)
+    solved = model.model.multi_modal_projector
+    before = words.naming(solved(features), labels)
+    solve(solved, list(features), list(words.targets(labels)))
+    assert words.naming(solved(features), labels) > max(0.9, before)
+
+
+def test_refining_names_more_patches_than_the_closed_form(photographs, monkeypatch):
+    monkeypatch.setattr(projector, "REFINING_STEPS", 200)
+    model, processor = make_model()
+    kinds = list(photographs)
+    words = Words(model, processor.tokenizer, kinds)
+    mosaics = [draw_mosaic(number, photographs, "train", SIDE) for number in range(48)]
+    labels = torch.stack([label_patches(mosaic, kinds, 14) for mosaic in mosaics])
+    generator = torch.Generator().manual_seed(1)
+    code = torch.randn(len(kinds) + 1, 64, generator=generator)
+    # What is there shows in sizes alone, not in signs, which random features hardly see.
+    signs = torch.randint(2, (*labels.shape, 64), generator=generator) * 2 - 1
+    features = code[labels] * signs
+    learnt = model.model.multi_modal_projector
+    shown, targets = slice(0, 40), words.targets(labels)
+    solve(learnt, list(features[shown]), list(targets[shown]))
+    solved = words.naming(learnt(features[40:]), labels[40:])
+    refine(learnt, words, list(features[shown]), list(labels[shown]), list(targets[shown]))
+    assert words.naming(learnt(features[40:]), labels[40:]) > solved + 0.1
 
 
 def test_packed_questions_get_the_logits_that_they_get_alone(photographs):
@@ -305,6 +326,7 @@ def test_training_resumes_with_the_same_numbers(folder, tmp_path, monkeypatch):
     small = Stage("small", side=SIDE, steps=4, sequences=2, questions=3, rate=1e-3, final=0.5, pairs=2)
     monkeypatch.setattr(teach, "STAGES", (small, small))
     monkeypatch.setattr(teach, "SOLVED_ON", {SIDE: 8})
+    monkeypatch.setattr(projector, "REFINING_STEPS", 3)
     monkeypatch.setattr(teach, "VALIDATION_SEQUENCES", 4)
     monkeypatch.setattr(teach, "VALIDATE_EVERY", 5)
     monkeypatch.setattr(teach, "LOG_EVERY", 1)

@@ -1,8 +1,9 @@
-"""Solve the projector before any gradient step.
+"""Give the projector its weights before the language model learns anything.
 
 The first layer is drawn at random and scaled to the features. The second is solved by ridge regression: it should turn
 the patches of a photograph into the word embedding of what the photograph shows, plus those of the words for where the
-patch lies. The language model then reads an image as words that it knows.
+patch lies. Gradient descent on patches alone then refines both layers, without the language model and so in minutes.
+The language model reads an image as words that it knows.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from asking import COLUMNS, ROWS
@@ -20,6 +22,8 @@ from mosaics import Mosaic
 NOTHING = -1
 #: The weight of words for places beside the name's; that of the ridge, as a share of the hidden layer's mean square.
 PLACE_WEIGHT, RIDGE = 0.5, 1e-3
+#: Refining: steps, patches a step, learning rate, weight decay, and how sharply similarities to names tell them apart.
+REFINING_STEPS, REFINING_BATCH, REFINING_RATE, DECAY, SHARPNESS = 3000, 1024, 1e-3, 0.05, 4.0
 
 
 def label_patches(mosaic: Mosaic, kinds: Sequence[str], patch: int) -> Tensor:
@@ -64,13 +68,15 @@ class Words:
         names = torch.cat([self.kinds, self.kinds.mean(0, keepdim=True)])
         return names[labels] + PLACE_WEIGHT * places.to(names.dtype)
 
+    def similarities(self, visual: Tensor) -> Tensor:
+        """Return how much of each kind's name there is in visual tokens (n, width), (n, kinds)."""
+        middle = self.kinds.mean(0)
+        return (visual.float() - middle) @ F.normalize(self.kinds - middle, dim=1).T
+
     def naming(self, visual: Tensor, labels: Tensor) -> float:
         """Return the share of patches of photographs that are closest to their own kind's name."""
-        middle = self.kinds.mean(0)
         shown = labels != NOTHING
-        names = torch.nn.functional.normalize(self.kinds - middle, dim=1)
-        guess = ((visual[shown].float() - middle) @ names.T).argmax(1)
-        return float((guess == labels[shown]).float().mean())
+        return float((self.similarities(visual[shown]).argmax(1) == labels[shown]).float().mean())
 
 
 def _tent(grid: int) -> Tensor:
@@ -109,3 +115,36 @@ def solve(projector: Any, features: Sequence[Tensor], targets: Sequence[Tensor])
     solved = torch.linalg.solve(gram + ridge, cross)
     projector.linear_2.weight.copy_(solved[:-1].T)
     projector.linear_2.bias.copy_(solved[-1])
+
+
+def refine(
+    projector: Any,
+    words: Words,
+    features: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    targets: Sequence[Tensor],
+) -> None:
+    """Teach a solved projector to name patches: cross-entropy over names, plus the squared distance to the targets.
+
+    Parameters
+    ----------
+    projector, features, targets
+        As in `solve`; all weights learn.
+    words : Words
+    labels : sequence of (patches,) int tensors
+        As `label_patches` returns them.
+    """
+    # Targets in bfloat16, since those of some thousand scenes are a gigabyte in float32.
+    rows, wanted = torch.cat(list(features)), torch.cat([part.bfloat16() for part in targets])
+    kinds = torch.cat(list(labels))
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(projector.parameters(), weight_decay=DECAY)
+    for step in range(REFINING_STEPS):
+        some = torch.randint(len(rows), (REFINING_BATCH,), generator=generator)
+        visual, kind = projector(rows[some].float()), kinds[some]
+        named = F.cross_entropy(SHARPNESS * words.similarities(visual), kind, ignore_index=NOTHING)
+        loss = named + (visual - wanted[some].float()).square().sum(1).mean()
+        optimizer.param_groups[0]["lr"] = REFINING_RATE * (1 - step / REFINING_STEPS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()

@@ -1,4 +1,4 @@
-r"""Teach the assembled model: the projector solved in closed form, then projector and LoRA by gradient descent.
+r"""Teach the assembled model: the projector solved in closed form and refined, then projector and LoRA together.
 
     python experiments/real_photos/teach.py --base runs/real_photos/base --photographs caltech101 \
         --out runs/real_photos/train --minutes 60
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -29,7 +29,7 @@ from features import Features
 from kinds import find_photographs
 from learner import Learner
 from packing import Packer
-from projector import Words, label_patches, solve
+from projector import Words, label_patches, refine, solve
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Stage:
 
 #: Small scenes first: 144 tokens an image teach what is asked four times as fast as 576.
 STAGES = (
-    Stage("small scenes", side=168, steps=3000, sequences=4, questions=14, rate=1e-3, final=0.5),
-    Stage("full size", side=336, steps=2000, sequences=4, questions=20, rate=5e-4, final=0.0),
+    Stage("small scenes", side=168, steps=1200, sequences=4, questions=14, rate=1e-3, final=0.5),
+    Stage("full size", side=336, steps=800, sequences=4, questions=20, rate=5e-4, final=0.0),
 )
 WARMUP = 30
 #: The average of the weights that is validated and exported follows them by so much a step, and by more at first.
 FOLLOW = 0.01
 #: Scenes that the projector is solved on, by side.
-SOLVED_ON = {168: 640, 336: 96}
+SOLVED_ON = {168: 2016, 336: 480}
 VALIDATE_EVERY, VALIDATION_SEQUENCES, LOG_EVERY, SAVE_SECONDS = 200, 24, 10, 180
 
 
@@ -84,26 +84,32 @@ class Lessons:
 
 
 def solve_projector(learner: Learner, lessons: Lessons, held_out: Lessons) -> dict[str, float]:
-    """Solve the projector and return the share of patches that it names right."""
+    """Solve and refine the projector, and return the share of held-out patches that it names right after each."""
     examples = lessons.examples
     kinds = list(examples.photographs)
     words = Words(learner.model, lessons.processor.tokenizer, kinds)
-    features, targets = [], []
+    features, labels = [], []
     for side, count in SOLVED_ON.items():
-        for number in range(count):
-            mosaic = examples.mosaic(number, side)
+        for number in track(range(count), f"seeing scenes of {side} px"):
             features.append(lessons.features.get(number, side))
-            targets.append(words.targets(label_patches(mosaic, kinds, lessons.patch)[None])[0])
+            labels.append(label_patches(examples.mosaic(number, side), kinds, lessons.patch))
+    targets = [words.targets(label[None])[0] for label in labels]
+
+    def named(how: str) -> dict[str, float]:
+        found = {}
+        for side in SOLVED_ON:
+            numbers = range(VALIDATION_SEQUENCES)
+            shown = [label_patches(held_out.examples.mosaic(number, side), kinds, lessons.patch) for number in numbers]
+            seen = torch.stack([held_out.features.get(number, side) for number in numbers])
+            with torch.no_grad():
+                found[f"{how}, {side} px"] = words.naming(learner.projector(seen.float()), torch.stack(shown))
+        return found
+
     solve(learner.projector, features, targets)
+    found = named("patches named when solved")
+    refine(learner.projector, words, features, labels, targets)
     learner.average = {name: value.detach().clone() for name, value in learner.weights().items()}
-    found = {}
-    for side in SOLVED_ON:
-        numbers = range(VALIDATION_SEQUENCES)
-        labels = [label_patches(held_out.examples.mosaic(number, side), kinds, lessons.patch) for number in numbers]
-        with torch.no_grad():
-            visual = learner.projector(torch.stack([held_out.features.get(number, side) for number in numbers]).float())
-        found[f"patches named at {side} px"] = words.naming(visual, torch.stack(labels))
-    return found
+    return found | named("patches named when refined")
 
 
 def validate(learner: Learner, held_out: Lessons, stage: Stage) -> dict[str, float]:
