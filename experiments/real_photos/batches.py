@@ -12,8 +12,9 @@ from asking import TASKS, Asker, Question
 from kinds import Split, new_kinds
 from mosaics import STREAMS, Mosaic, draw_mosaic
 
-#: How often each task is asked about a scene that bears all of them; tasks that few scenes bear come first.
-SINGLE = ("count", "odd", "small", "where", "what", "relation", "existence")
+#: The order in which tasks are asked about one scene, again and again. Those that few scenes bear come first, and those
+#: that are learnt late come twice.
+SINGLE = ("count", "odd", "small", "relation", "where", "what", "count", "relation", "where", "existence")
 
 
 @dataclass(frozen=True)

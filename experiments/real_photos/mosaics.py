@@ -17,7 +17,7 @@ from kinds import Split
 Box = tuple[int, int, int, int]
 
 #: What a scene is drawn for. Scenes of each sort take turns, and the two of a pair are of one sort.
-SORTS = ("mixed", "counts", "mixed", "odd", "mixed", "small")
+SORTS = ("mixed", "counts", "odd", "small")
 #: How often a scene of so many by so many places is drawn; places are never smaller than `SMALLEST` pixels.
 GRIDS = {2: 0.35, 3: 0.35, 4: 0.18, 5: 0.07, 6: 0.05}
 SMALLEST, MOST_ALIKE = 56, 4
