@@ -21,7 +21,6 @@ import numpy as np
 
 from environment import RESULTS, write
 from tables import percent, show, span
-from zooprune.data.examples import bundled_examples
 from zooprune.evaluation.intervals import clusters
 from zooprune.evaluation.metrics import Answers, arrange, compare
 from zooprune.evaluation.runner import Row, read_rows
@@ -47,10 +46,9 @@ def read(folders: Iterable[Path]) -> tuple[list[Row], dict[str, Any]]:
 
 def with_auto(rows: list[Row]) -> list[Row]:
     """Return the rows, and those that "auto" would have given."""
-    images = {example.id: len(example.images) for example in bundled_examples()}
     auto = []
     for row in rows:
-        if row["method"] != NONE and taken(row)[1] == ("original" if images[row["id"]] > 1 else "contiguous"):
+        if row["method"] != NONE and taken(row)[1] == ("original" if len(row["images"]) > 1 else "contiguous"):
             method, _, dropped = taken(row)
             auto.append(row | {"method": label(method, "auto", dropped)})
     return rows + auto
