@@ -53,7 +53,7 @@ class Stage:
 #: Small scenes first: 144 tokens an image teach what is asked four times as fast as 576.
 STAGES = (
     Stage("small scenes", side=168, steps=600, sequences=4, questions=14, rate=1e-3, final=0.5),
-    Stage("full size", side=336, steps=400, sequences=4, questions=24, rate=5e-4, final=0.0),
+    Stage("full size", side=336, steps=300, sequences=4, questions=24, rate=5e-4, final=0.0),
 )
 WARMUP = 30
 #: The average of the weights that is validated and exported follows them by so much a step, and by more at first.
