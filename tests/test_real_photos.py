@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import probe
 import projector
 import teach
 from asking import NUMBERS, RELATIONS, TASKS, Asker
@@ -280,6 +282,24 @@ def test_refining_names_more_patches_than_the_closed_form(photographs, monkeypat
     solved = words.naming(learnt(features[40:]), labels[40:])
     refine(learnt, words, list(features[shown]), list(labels[shown]), list(targets[shown]))
     assert words.naming(learnt(features[40:]), labels[40:]) > solved + 0.1
+
+
+def test_a_probe_names_what_the_layers_tell_apart(folder, monkeypatch):
+    monkeypatch.setattr(probe, "LAYERS", ((1,), (1, 3)))
+    monkeypatch.setattr(probe, "STEPS", 200)
+    monkeypatch.setattr(probe, "RATE", 0.1)
+    model, processor = make_model()
+    train_, test = (probe.see(model, processor, folder, split, SIDE, 32) for split in ("train", "test"))
+    assert train_.layers.keys() == {1, 3} and train_.read((1, 3)).shape == (32, 144, 128)
+    for seen in (train_, test):
+        # A photograph shows one kind, and what lies between photographs none.
+        assert torch.equal(seen.photographs == NOTHING, seen.kinds == NOTHING)
+        for kinds, numbers in zip(seen.kinds, seen.photographs, strict=True):
+            assert all(len(kinds[numbers == number].unique()) == 1 for number in numbers.unique())
+        seen.layers[1] = F.one_hot(seen.kinds.clamp(min=0)).float()
+    shown = sum(len(numbers[numbers != NOTHING].unique()) for numbers in test.photographs)
+    assert len(train_.kinds.unique()) == 1 + len(KINDS)
+    assert probe.probe(train_, test, (1,), 0) == (1.0, 1.0, shown)
 
 
 def test_packed_questions_get_the_logits_that_they_get_alone(photographs):

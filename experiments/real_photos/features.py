@@ -70,17 +70,20 @@ class Features:
         ]
         return hashlib.sha256(repr((self.model.config.vision_feature_layer, drawn)).encode()).hexdigest()
 
-    @torch.no_grad()
     def encode(self, mosaics: Sequence[Mosaic]) -> Tensor:
         """Return the features (scenes, patches, width) of scenes, as the model itself would read them."""
+        return self.layers(mosaics)[self.model.config.vision_feature_layer]
+
+    @torch.no_grad()
+    def layers(self, mosaics: Sequence[Mosaic]) -> list[Tensor]:
+        """Return the input of the tower's first layer and each layer's output, without the class token."""
         images, side = [render(mosaic) for mosaic in mosaics], mosaics[0].side
         size = {"height": side, "width": side}
         pixels = self.images(images, size={"shortest_edge": side}, crop_size=size, return_tensors="pt")["pixel_values"]
         tower = self.model.model.vision_tower
         seen = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True)
-        # Like the model: a layer's output as it is, without the class token.
-        layer = seen.hidden_states[self.model.config.vision_feature_layer]
-        return layer[:, 1:].to("cpu", torch.bfloat16).contiguous()
+        # Like the model: a layer's output as it is.
+        return [layer[:, 1:].to("cpu", torch.bfloat16).contiguous() for layer in seen.hidden_states]
 
 
 def _noted(path: Path) -> str | None:
