@@ -25,8 +25,8 @@ from parts import from_hub, from_wheels
 
 SIDE = 336
 IMAGE = "<image>"
-#: Which layer's output the projector reads. The last ones of this tower were trained for saliency alone: a linear probe
-#: names 55 % of 83 held-out photographs after the eighth of its twelve layers and 40 % after the last.
+#: Which layer's output the projector reads. The last ones of this tower were trained for saliency alone: in `probe.py`,
+#: the eighth of its twelve layers names 90 % of held-out photographs and the last 83 %.
 FEATURES = -5
 #: What stands in front of each of several images; a single one has nothing in front of it.
 ORDINALS = ("first", "second")
