@@ -14,6 +14,8 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import draw_questions
+import measure
 import probe
 import projector
 import teach
@@ -393,3 +395,22 @@ def test_the_test_has_every_answer_as_often(folder, photographs):
 
 def test_every_task_is_asked_about():
     assert {*SINGLE, "pair"} == set(TASKS)
+
+
+def test_a_model_is_measured_and_reported(folder, tmp_path, monkeypatch, capsys):
+    model, processor = make_model()
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(draw_questions, "SIDE", SIDE)
+    command = ["draw", "--photographs", str(folder), "--out", str(tmp_path / "questions"), "--per-task", "2"]
+    monkeypatch.setattr("sys.argv", command)
+    draw_questions.main()
+    command = ["measure", "--model", str(tmp_path / "model"), "--questions", str(tmp_path / "questions"), "--timed", "1"]
+    command += ["--method", "random", "--keep", "16", "--positions", "auto", "--out", str(tmp_path / "results")]
+    monkeypatch.setattr("sys.argv", command)
+    measure.main()
+    assert "images grey" in capsys.readouterr().out
+    assert (tmp_path / "results" / "report.html").stat().st_size > 10_000
+    replies = [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
+    assert len(replies) == 3 * 2 * len(TASKS)
+    assert {row["kept_tokens"] for row in replies if row["method"] != "none"} == {16, 32}

@@ -131,7 +131,7 @@ def main() -> None:
     subject = Subject(arguments.model, *load_model(arguments.model), LONGEST_ANSWER)
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("asking", total=len(examples) * len(settings), completed=len(results.rows))
-        evaluate(
+        left_out = evaluate(
             subject,
             examples,
             settings,
@@ -144,7 +144,8 @@ def main() -> None:
     if not path.exists():
         path.write_text(json.dumps(blind(subject, examples, arguments.batch), indent=1) + "\n")
     show(results, json.loads(path.read_text()), new)
-    _, written = publish(results, {arguments.model: draw_cases(subject, examples, settings, results)})
+    cases = draw_cases(subject, examples, settings, results)
+    _, written = publish(results, {arguments.model: cases}, {arguments.model: left_out})
     print("written:", *written)
 
 
