@@ -405,8 +405,9 @@ def test_a_model_is_measured_and_reported(folder, tmp_path, monkeypatch, capsys)
     command = ["draw", "--photographs", str(folder), "--out", str(tmp_path / "questions"), "--per-task", "2"]
     monkeypatch.setattr("sys.argv", command)
     draw_questions.main()
-    command = ["measure", "--model", str(tmp_path / "model"), "--questions", str(tmp_path / "questions"), "--timed", "1"]
-    command += ["--method", "random", "--keep", "16", "--positions", "auto", "--out", str(tmp_path / "results")]
+    command = ["measure", "--model", str(tmp_path / "model"), "--questions", str(tmp_path / "questions")]
+    command += ["--method", "random", "--keep", "16", "--positions", "auto", "--timed", "1"]
+    command += ["--out", str(tmp_path / "results")]
     monkeypatch.setattr("sys.argv", command)
     measure.main()
     assert "images grey" in capsys.readouterr().out
