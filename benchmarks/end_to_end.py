@@ -1,6 +1,7 @@
 """How near does a pruned request come to one whose tokens were chosen at no cost?
 
-    python benchmarks/end_to_end.py [--shape small] [--budgets 192 64] [--new-tokens 1 16] [--repeats 5] [--device cpu]
+    python benchmarks/end_to_end.py [--shape small] [--budgets 192 64] [--new-tokens 1 16] [--batch 1] [--repeats 5]
+                                    [--device cpu]
 
 Weights are random, since speed does not depend on the values. The shapes of 7B models take 14 GiB and, on two CPU
 cores, the better part of an hour.
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-published", action="store_true", help="leave the method as published out")
     parser.add_argument("--method", nargs="*", default=[], help="other methods that run too")
+    parser.add_argument("--batch", type=int, default=1, help="prompts of a request, with one image each")
     arguments = parser.parse_args()
     rows = end_to_end.rows(
         arguments.shape,
@@ -41,14 +43,16 @@ def main() -> None:
         device=arguments.device,
         published=not arguments.no_published,
         methods=tuple(arguments.method),
+        batch=arguments.batch,
     )
-    Console(width=100).print(table(rows, arguments.shape))
+    name = arguments.shape if arguments.batch == 1 else f"{arguments.shape}-batch{arguments.batch}"
+    Console(width=100).print(table(rows, name))
     drawn, panels = figure(len(arguments.new_tokens))
     for axes, count in zip(panels, arguments.new_tokens, strict=True):
         shown = [row for row in rows if row["new_tokens"] == count]
-        lines(axes, shown, "keep", f"visual tokens kept, {count} new tokens ({arguments.shape})")
-    print(save(drawn, f"bench-end-to-end-{arguments.shape}"))
-    print(write(f"end_to_end-{arguments.shape}", {"rows": rows}))
+        lines(axes, shown, "keep", f"visual tokens kept, {count} new tokens ({name})")
+    print(save(drawn, f"bench-end-to-end-{name}"))
+    print(write(f"end_to_end-{name}", {"rows": rows}))
 
 
 if __name__ == "__main__":

@@ -71,8 +71,9 @@ def test_the_method_as_published_prunes_a_request():
     assert report.kept == 5
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl"])
-def test_the_limit_is_the_request_whose_first_tokens_are_kept(name):
+def test_the_limit_is_the_request_whose_first_tokens_are_kept(name, batch):
     tower = {"hidden_size": 32, "intermediate_size": 48, "depth": 2, "num_heads": 2, "out_hidden_size": 48,
              "fullatt_block_indexes": [1]}  # fmt: skip
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]}
@@ -82,12 +83,12 @@ def test_the_limit_is_the_request_whose_first_tokens_are_kept(name):
         "llava_next": shapes.Shape("llava_next", VISION | {"image_size": 336, "num_hidden_layers": 3}, TEXT, 2880),
         "qwen2_5_vl": shapes.Shape("qwen2_5_vl", tower, qwen, 16),
     }[name]
-    model, inputs = shape.model(torch.float32), shape.inputs(dtype=torch.float32)
+    model, inputs = shape.model(torch.float32), shape.inputs(dtype=torch.float32, batch=batch)
     options = {"max_new_tokens": 3, "do_sample": False}
     with torch.no_grad(), prune(model, end_to_end.FirstTokens(6)) as session:
         limit = end_to_end.without_choosing(model, inputs, session.prepare(inputs))
         expected = model.generate(**inputs, **options)[:, -3:]
-    assert session.reports[-1].total - session.reports[-1].images[0].separators[1] == shape.tokens
+    assert [image.selection.total for image in session.reports[-1].images] == [shape.tokens] * batch
     assert torch.equal(limit(**options)[:, -3:], expected)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import draw_questions
+import encode_ahead
 import measure
 import probe
 import projector
@@ -24,6 +27,7 @@ from assemble import build_model, build_processor
 from batches import SINGLE, Examples
 from draw_questions import draw, rows
 from export_model import merge
+from features import Features
 from kinds import NAMES, find_photographs, new_kinds
 from learner import Learner
 from mosaics import SORTS, draw_mosaic, render
@@ -319,7 +323,9 @@ def test_packed_questions_get_the_logits_that_they_get_alone(photographs):
             words = model.get_input_embeddings()(packed.ids)
             words = words.masked_scatter((packed.ids == model.config.image_token_id)[..., None], visual)
             logits = model(
-                inputs_embeds=words, attention_mask=packed.mask(words.dtype), position_ids=packed.positions
+                inputs_embeds=words,
+                attention_mask=packed.mask(words.dtype, words.device),
+                position_ids=packed.positions,
             ).logits[0]
         for block, question in enumerate(questions, 1):
             inputs = build_inputs(processor, [shown], [question.text])
@@ -346,7 +352,7 @@ def run(folder: Path, photographs: Path, out: Path, stops: list[int]) -> tuple[d
 
 def test_training_resumes_with_the_same_numbers(folder, tmp_path, monkeypatch):
     small = Stage("small", side=SIDE, steps=4, sequences=2, questions=3, rate=1e-3, final=0.5, pairs=2)
-    monkeypatch.setattr(teach, "STAGES", (small, small))
+    monkeypatch.setattr(teach, "STAGES", (small, replace(small, anew=True, stress={"count": 3, "odd": 5})))
     monkeypatch.setattr(teach, "SOLVED_ON", {SIDE: 8})
     monkeypatch.setattr(projector, "REFINING_STEPS", 3)
     monkeypatch.setattr(teach, "VALIDATION_SEQUENCES", 4)
@@ -361,6 +367,51 @@ def test_training_resumes_with_the_same_numbers(folder, tmp_path, monkeypatch):
     # The mean of the loss begins anew with each piece, so only the first rows are the same.
     assert log[:3] == log_again[:3]
     assert log[1]["loss"] != log[6]["loss"]
+
+
+def test_a_stage_that_begins_anew_goes_on_from_the_average():
+    learner = Learner(make_model()[0].to(torch.bfloat16))
+    for weight in learner.weights().values():
+        weight.grad = torch.ones_like(weight)
+    learner.optimizer.step()
+    average = {name: value.clone() for name, value in learner.average.items()}
+    learner.begin_anew()
+    assert not learner.optimizer.state
+    assert all(torch.equal(value, average[name]) for name, value in learner.weights().items())
+
+
+def test_stressed_answers_count_so_many_times(photographs):
+    model, processor = make_model()
+    lessons = Lessons(model, processor, Examples(photographs, "test"), Path("unused"))
+    batch = lessons.examples.batch(0, 3, 1, 6, SIDE)
+    packed = Packer(processor, 144).pack(1, [[(one.text, one.answer) for one in asked] for asked in batch.questions])
+    worth = teach.weigh(batch, packed, {"count": 3}).tolist()
+    packer = Packer(processor, 144)
+    questions = [one for asked in batch.questions for one in asked]
+    assert worth == [3 if one.task == "count" else 1 for one in questions for _ in packer.answer_ids(one.answer)]
+    assert {1, 3} == set(worth)
+
+
+def test_what_training_reads_is_encoded_ahead(folder, tmp_path, monkeypatch):
+    small = Stage("small", side=SIDE, steps=3, sequences=20, questions=2, rate=1e-3, final=0.5, pairs=2)
+    monkeypatch.setattr(teach, "STAGES", (small, small))
+    monkeypatch.setattr(encode_ahead, "STAGES", (small, small))
+    monkeypatch.setattr(encode_ahead, "SOLVED_ON", {})
+    assert encode_ahead.shards(0) == [(SIDE, shard) for shard in range(4)]
+    assert encode_ahead.shards(4) == [(SIDE, 2), (SIDE, 3)]
+    model, processor = make_model()
+    monkeypatch.setattr(encode_ahead.LlavaForConditionalGeneration, "from_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr(encode_ahead.AutoProcessor, "from_pretrained", lambda *_, **__: processor)
+    arguments = argparse.Namespace(base="unused", photographs=folder, out=tmp_path, processes=2)
+    threads = torch.get_num_threads()
+    for rank in range(2):
+        encode_ahead.encode(rank, arguments, encode_ahead.shards(0))
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(Features, "encode", None)
+    lessons = Lessons(model, processor, Examples(find_photographs(folder, "train"), "train"), tmp_path / "features")
+    for step in range(6):
+        stage, _, first = teach.place(step)
+        lessons.draw(stage, first, stage.sequences, pair=step % 2 == 1)
 
 
 def test_a_model_with_its_lora_merged_answers_like_the_one_that_learnt(photographs):

@@ -80,18 +80,20 @@ class Learner:
             shown = (ids == self.model.config.image_token_id)[..., None]
             hidden = self.model.model.language_model(
                 inputs_embeds=words.masked_scatter(shown, visual.to(words.dtype)),
-                attention_mask=packed.mask(words.dtype).to(self.device),
+                attention_mask=packed.mask(words.dtype, self.device),
                 position_ids=packed.positions.to(self.device),
                 use_cache=False,
             ).last_hidden_state
             return self.model.lm_head(hidden[packed.targets.to(self.device) != IGNORED]).float()
 
-    def step(self, features: Tensor, packed: Packed, rate: float, follow: float) -> float:
+    def step(self, features: Tensor, packed: Packed, worth: Tensor, rate: float, follow: float) -> float:
         """Take a step of gradient descent, let the average follow by that share, and return the loss before it.
 
-        `rate` is that of the adapters.
+        `worth` says how much each token of the answers counts; `rate` is that of the adapters.
         """
-        loss = F.cross_entropy(self.logits(features, packed), wanted(packed).to(self.device))
+        each = F.cross_entropy(self.logits(features, packed), wanted(packed).to(self.device), reduction="none")
+        worth = worth.to(self.device)
+        loss = (each * worth).sum() / worth.sum()
         loss.backward()
         weights = self.weights()
         torch.nn.utils.clip_grad_norm_(list(weights.values()), 1.0)
@@ -114,6 +116,11 @@ class Learner:
         for block, hit in zip(blocks, hits, strict=True):
             found[block] = found.get(block, True) and hit
         return list(found.values())
+
+    def begin_anew(self) -> None:
+        """Go on from the averaged weights, with an optimizer that has seen nothing."""
+        self.adopt(self.average)
+        self.optimizer.state.clear()
 
     def save(self, path: Path, step: int) -> None:
         """Write everything needed to go on; the checkpoint before it stays until this one is whole."""

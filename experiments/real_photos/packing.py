@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -37,9 +38,10 @@ class Packed:
     blocks: Tensor
     targets: Tensor
 
-    def mask(self, dtype: torch.dtype) -> Tensor:
+    def mask(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return what to add to attention logits, (sequences, 1, length, length)."""
-        key, query = self.blocks[:, None, :], self.blocks[:, :, None]
+        blocks = self.blocks.to(device)
+        key, query = blocks[:, None, :], blocks[:, :, None]
         before = torch.ones(key.shape[-1], key.shape[-1], dtype=torch.bool, device=key.device).tril()
         seen = before & ((key == 0) | (key == query))
         hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
@@ -59,6 +61,8 @@ class Packer:
     def __init__(self, processor: Any, patches: int) -> None:
         self.processor, self.patches = processor, patches
         self.tokenizer = processor.tokenizer
+        # The same questions and answers come again and again.
+        self._ids = lru_cache(maxsize=None)(self._tokenize)
 
     def pack(self, images: int, questions: Sequence[Sequence[tuple[str, str]]]) -> Packed:
         """Return a batch of sequences.
@@ -77,7 +81,7 @@ class Packer:
             ids, positions, blocks, targets = list(prefix), list(range(len(prefix))), [0] * len(prefix), []
             targets = [IGNORED] * len(prefix)
             for block, (question, answer) in enumerate(asked, 1):
-                prompt, reply = self._ids(question + after), self.answer_ids(answer)
+                prompt, reply = [*self._ids(question + after)], self.answer_ids(answer)
                 ids += prompt + reply
                 positions += range(len(prefix), len(prefix) + len(prompt + reply))
                 blocks += [block] * len(prompt + reply)
@@ -96,8 +100,8 @@ class Packer:
         """Return the tokens of an answer and of its end; with a space in front words keep their usual tokens."""
         return [*self._ids(f" {answer}"), self.tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _around(self, images: int) -> tuple[str, str]:
         """Return the prompt in front of the question, with as many image tokens as patches, and behind it."""

@@ -44,8 +44,9 @@ def rows(
     device: str = "cpu",
     published: bool = True,
     methods: tuple[str, ...] = (),
+    batch: int = 1,
 ) -> list[dict[str, Any]]:
-    """Compare requests with one image, from pixels to the last new token, in bfloat16.
+    """Compare requests with one image a prompt, from pixels to the last new token, in bfloat16.
 
     Parameters
     ----------
@@ -61,6 +62,8 @@ def rows(
         Whether the method as published runs too.
     methods : tuple of str
         Names of other methods that run too, discarding what they drop.
+    batch : int
+        Prompts of a request.
 
     Returns
     -------
@@ -70,7 +73,7 @@ def rows(
     """
     known = shape_of(shape)
     model: Any = known.model(device=device)
-    inputs = known.inputs(device=device)
+    inputs = known.inputs(device=device, batch=batch)
     # Every request opens a session of its own; what depends on the weights alone is worked out once all the same.
     hold(model)
     found = []
@@ -95,13 +98,15 @@ def rows(
                 "all tokens": partial(model.generate, **inputs, **options),
             }
             text = model.config.get_text_config()
-            flops = {name: generation_flops(text, lengths.get(name, lengths["limit"]), count) for name in providers}
+            flops = {
+                name: batch * generation_flops(text, lengths.get(name, lengths["limit"]), count) for name in providers
+            }
             # The first of them works out what depends on the weights alone.
             *_, stages = (pruned(model, inputs, *pruners["standing in"], options).seconds for _ in range(2))
             with torch.no_grad():
                 found += time_in_turn(
                     providers, repeats=repeats, device=device, flops=flops, shape=shape, budget=budget, keep=keep,
-                    tokens=known.tokens, new_tokens=count, stages=stages,
+                    tokens=known.tokens, batch=batch, new_tokens=count, stages=stages,
                 )  # fmt: skip
     return found
 
@@ -128,14 +133,18 @@ def without_choosing(model: Any, inputs: dict[str, Any], prepared: dict[str, Any
     pixels = {name: inputs[name] for name in family.arguments("image") if name in inputs}
     names = ["input_ids", "attention_mask"] + (["position_ids"] if prepared["position_ids"].ndim == 3 else [])
     prompt = {name: prepared[name] for name in names}
-    kept = sum(len(rows.flatten(0, -2)) for rows in prepared["mm_encoder_outputs"]["image"].pooler_output)
+    kept = _rows(prepared["mm_encoder_outputs"]["image"])
 
     def request(**options: Any) -> object:
         with torch.no_grad():
             output = model.model.get_image_features(**pixels, return_dict=True)
-            everything = sum(len(rows.flatten(0, -2)) for rows in output.pooler_output)
-            stays = torch.arange(everything) < kept
-            cut = Encoded([], output).keep(stays, [kept])
+            stays = torch.cat([torch.arange(rows) < few for rows, few in zip(_rows(output), kept, strict=True)])
+            cut = Encoded([], output).keep(stays, kept)
             return model.generate(**prompt, mm_encoder_outputs={"image": cut}, **options)
 
     return request
+
+
+def _rows(output: Any) -> list[int]:
+    """Return the number of rows of each image."""
+    return [len(rows.flatten(0, -2)) for rows in output.pooler_output]

@@ -74,11 +74,13 @@ class Shape:
         model.generation_config.pad_token_id = 0
         return model
 
-    def inputs(self, text: int = 55, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> dict[str, Tensor]:
-        """Return one prompt with one image and as many tokens of text around it as the two prompts' usual template."""
+    def inputs(
+        self, text: int = 55, dtype: torch.dtype = torch.bfloat16, device: str = "cpu", batch: int = 1
+    ) -> dict[str, Tensor]:
+        """Return prompts with one image each, and as many tokens of text as in the usual prompt of two papers."""
         ids = torch.cat([torch.full((35,), 9), torch.full((self.slots,), 5), torch.full((text - 35,), 9)])[None]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | self._pixels(dtype)
-        return {name: value.to(device) for name, value in inputs.items()}
+        return {name: torch.cat([value] * batch).to(device) for name, value in inputs.items()}
 
     @property
     def slots(self) -> int:
