@@ -1,9 +1,10 @@
 """Does what the bundled model shows hold on photographs? From finished runs of experiments/real_photos/measure.py.
 
-    python benchmarks/photos.py runs/real_photos/results    # makes photos-*.json and prints the tables
+    python benchmarks/photos.py runs/real_photos/results*   # makes photos-*.json and prints the tables
     python benchmarks/photos.py                             # prints the tables of the newest file
 
-The figures of the bundled model are those of the newest methods-*.json.
+Parts of a run are put together; see --part of measure.py. The figures of the bundled model are those of the newest
+methods-*.json.
 """
 
 from __future__ import annotations
@@ -21,6 +22,19 @@ from tables import newest, percent, show, span
 
 #: With so many tokens methods are ordered.
 KEEP = 64
+
+
+def descriptions(folders: list[Path]) -> list[dict[str, Any]]:
+    """Return what the runs were made with, apart from their settings and parts, once each."""
+    found = []
+    for folder in folders:
+        run = json.loads((folder / "run.json").read_text())
+        told = {key: run["configuration"][key] for key in ("weights", "batch", "dtype", "max-new-tokens")}
+        told["weights"] = [*told["weights"].values()]
+        told["environment"] = {key: value for key, value in run["environment"].items() if key != "commit"}
+        if told not in found:
+            found.append(told)
+    return found
 
 
 def by_task(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -63,11 +77,11 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="*", help="folders of finished runs")
     arguments = parser.parse_args()
     if arguments.runs:
-        rows, runs = read(arguments.runs)
+        rows, _ = read(arguments.runs)
         blind = next(path for folder in arguments.runs if (path := folder / "blind.json").exists())
         arms = figures(with_auto(rows))
         told = {
-            "runs": runs,
+            "runs": descriptions(arguments.runs),
             "all tokens": by_task(rows),
             "blind": json.loads(blind.read_text()),
             "rows": arms,

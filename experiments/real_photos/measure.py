@@ -5,6 +5,8 @@
 
 Without --method all methods before the language model are asked; --keep, --dropped and --positions may be repeated.
 An interrupted run resumes when the command is repeated. The rows are those of `zooprune eval`, and so are the reports.
+With --part 2/8 only every eighth question is asked, from the second on, and nothing but the rows is written: several
+processes share the work, and `benchmarks/photos.py` puts their folders together.
 """
 
 from __future__ import annotations
@@ -92,6 +94,14 @@ def _shares(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {task: right[task] / asked[task] for task in TASKS if asked[task]}
 
 
+def part(text: str) -> tuple[int, int]:
+    """Return the numbers of "2/8"."""
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part like 2/8")
+    return int(number), int(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the exported model")
@@ -102,6 +112,9 @@ def main() -> None:
     parser.add_argument("--dropped", action="append", help="default: discard and stand in")
     parser.add_argument("--positions", action="append", help="default: contiguous and original")
     parser.add_argument("--limit", type=int, help="only the first questions")
+    parser.add_argument(
+        "--part", type=part, default=(1, 1), metavar="K/N", help="only every N-th question, from the K-th"
+    )
     parser.add_argument("--batch", type=int, default=8, help="questions at a time (default 8)")
     parser.add_argument("--timed", type=int, default=16, help="questions that are timed one by one (default 16)")
     arguments = parser.parse_args()
@@ -115,6 +128,8 @@ def main() -> None:
     ]
     settings = grid(methods, arguments.keep or KEEP, policies=policies)
     examples, new = load_questions(arguments.questions, arguments.limit)
+    first, parts = arguments.part
+    examples = examples[first - 1 :: parts]
     configuration = {
         "model": [arguments.model],
         "data": str(arguments.questions),
@@ -140,6 +155,8 @@ def main() -> None:
             timed=arguments.timed,
             progress=lambda rows: progress.advance(bar, rows),
         )
+    if parts > 1:
+        return
     path = arguments.out / "blind.json"
     if not path.exists():
         path.write_text(json.dumps(blind(subject, examples, arguments.batch), indent=1) + "\n")
