@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--positions", action="append", help="default: contiguous and original")
     parser.add_argument("--limit", type=int, help="only the first questions")
     parser.add_argument(
-        "--part", type=part, default=(1, 1), metavar="K/N", help="only every N-th question, from the K-th"
+        "--part", type=part, default=(1, 1), metavar="K/N", help="only every N-th question from the K-th"
     )
     parser.add_argument("--batch", type=int, default=8, help="questions at a time (default 8)")
     parser.add_argument("--timed", type=int, default=16, help="questions that are timed one by one (default 16)")
