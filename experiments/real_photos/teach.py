@@ -57,13 +57,14 @@ class Stage:
 
 
 #: Small scenes first: 144 tokens an image teach what is asked four times as fast as 576. The last stage is for a GPU.
-#: A scene has a single "odd" or "small" question at most, so without stress they are drowned out.
+#: A scene has a single "odd" or "small" question at most and a description of many words, so without stress the latter
+#: would drown out the former.
 STAGES = (
     Stage("small scenes", side=168, steps=600, sequences=4, questions=14, rate=1e-3, final=0.5),
     Stage("full size", side=336, steps=300, sequences=4, questions=24, rate=5e-4, final=0.0),
     Stage(
         "many scenes", side=336, steps=900, sequences=16, questions=12, rate=7e-4, final=0.0,
-        stress={"odd": 8, "small": 8, "count": 2}, anew=True,
+        stress={"odd": 8, "small": 8, "count": 3, "describe": 0.25}, anew=True,
     ),
 )  # fmt: skip
 WARMUP = 30
