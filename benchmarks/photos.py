@@ -14,14 +14,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
-from dropped import NONE, WAYS, figures, read, with_auto
+from dropped import NONE, POSITIONS, WAYS, figures, read, taken, with_auto
 from environment import write
 from tables import newest, percent, show, span
 
 #: With so many tokens methods are ordered.
 KEEP = 64
+#: What is told of the stages of a request.
+STAGES = {
+    "tower": ("encode",),
+    "choice": ("score", "select", "assign"),
+    "prefill": ("prefill",),
+    "first token": ("encode", "score", "select", "assign", "prefill"),
+    "whole answer": ("total",),
+}
 
 
 def descriptions(folders: list[Path]) -> list[dict[str, Any]]:
@@ -37,55 +46,89 @@ def descriptions(folders: list[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def by_task(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the accuracy with all tokens, by task."""
-    replies: dict[str, list[bool]] = {}
+def by_task(rows: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    """Return the accuracy of each way to prune with one method, by task."""
+    replies: dict[tuple[str, int | None], dict[str, list[bool]]] = {}
     for row in rows:
-        if row["method"] == NONE:
-            replies.setdefault(row["task"], []).append(row["right"])
-    return {task: sum(right) / len(right) for task, right in replies.items()}
+        if taken(row)[0] == method:
+            replies.setdefault((row["method"], row["keep"]), {}).setdefault(row["task"], []).append(row["right"])
+    return [
+        dict(zip(("method", "positions", "dropped"), taken({"method": name}), strict=True))
+        | {"keep": keep, "accuracy": {task: sum(right) / len(right) for task, right in tasks.items()}}
+        for (name, keep), tasks in replies.items()
+    ]
 
 
-def orders(rows: list[dict[str, Any]], bundled: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rank correlation of the methods' accuracy here and on the bundled model, by what becomes of tokens."""
+def times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the median seconds of questions about one image that were asked one by one."""
+    asked: dict[tuple[str, int | None], list[dict[str, float]]] = {}
+    for row in rows:
+        if row["seconds"] and len(row["images"]) == 1:
+            asked.setdefault((row["method"], row["keep"]), []).append(row["seconds"])
     found = []
-    for way in WAYS:
-        here, there = at(rows, way), at(bundled, way)
-        shared = sorted(here.keys() & there.keys())
-        if len(shared) > 2:
-            pair = [here[name] for name in shared], [there[name] for name in shared]
-            spearman, kendall = spearmanr(*pair), kendalltau(*pair)
-            found.append(
-                {"dropped": way, "methods": len(shared)}
-                | {"spearman": [float(spearman.statistic), float(spearman.pvalue)]}
-                | {"kendall": [float(kendall.statistic), float(kendall.pvalue)]}
-            )
+    for (name, keep), each in asked.items():
+        method, positions, dropped = taken({"method": name})
+        median = {
+            what: float(np.median([sum(one.get(stage, 0) for stage in stages) for one in each]))
+            for what, stages in STAGES.items()
+        }
+        found.append({"method": method, "positions": positions, "dropped": dropped, "keep": keep}
+                     | {"questions": len(each), "seconds": median})  # fmt: skip
     return found
 
 
-def at(rows: list[dict[str, Any]], way: str, keep: int = KEEP) -> dict[str, float]:
-    """Return the accuracy of each method with `positions="auto"`."""
-    return {
-        row["method"]: row["accuracy"]["all"]
-        for row in rows
-        if row["dropped"] == way and row["keep"] == keep and row.get("positions", "auto") == "auto"
-    }
+def orders(rows: list[dict[str, Any]], bundled: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rank correlation of the methods' accuracy here and on the bundled model, by positions and way."""
+    found = []
+    for positions in POSITIONS:
+        for way in WAYS:
+            here, there = at(rows, positions, way), at(bundled, "auto", way)
+            shared = sorted(here.keys() & there.keys())
+            if len(shared) > 2:
+                pair = [here[name] for name in shared], [there[name] for name in shared]
+                spearman, kendall = spearmanr(*pair), kendalltau(*pair)
+                found.append(
+                    {"positions": positions, "dropped": way, "methods": len(shared)}
+                    | {"spearman": [float(spearman.statistic), float(spearman.pvalue)]}
+                    | {"kendall": [float(kendall.statistic), float(kendall.pvalue)]}
+                )
+    return found
+
+
+def at(rows: list[dict[str, Any]], positions: str, way: str, keep: int = KEEP) -> dict[str, float]:
+    """Return the accuracy of each method, on the device that most of them ran on."""
+    devices: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if (row["dropped"], row["keep"], row.get("positions", "auto")) == (way, keep, positions):
+            devices.setdefault(row.get("device", ""), {})[row["method"]] = row["accuracy"]["all"]
+    return max(devices.values(), key=len, default={})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", help="folders of finished runs")
+    parser.add_argument("--timed", type=Path, help="folder of a run whose questions were timed one by one")
     arguments = parser.parse_args()
     if arguments.runs:
-        rows, _ = read(arguments.runs)
         blind = next(path for folder in arguments.runs if (path := folder / "blind.json").exists())
-        arms = figures(with_auto(rows))
+        rows, _ = read(arguments.runs)
+        everything = [row for row in rows if row["method"] == NONE]
+        arms = []
+        for device, folders in by_device(arguments.runs).items():
+            some, _ = read(folders)
+            arms += [
+                arm | {"device": device}
+                for arm in figures(with_auto([*everything, *(row for row in some if row["method"] != NONE)]))
+            ]
         told = {
             "runs": descriptions(arguments.runs),
-            "all tokens": by_task(rows),
+            "all tokens": by_task(everything, NONE)[0]["accuracy"],
             "blind": json.loads(blind.read_text()),
+            "zoo by task": by_task(rows, "zoo"),
             "rows": arms,
             "order": orders(arms, newest("methods")["rows"]),
+            "times": times(read([arguments.timed])[0]) if arguments.timed else [],
+            "timed on": descriptions([arguments.timed]) if arguments.timed else [],
         }
         print(write("photos", told))
     told = newest("photos")
@@ -97,17 +140,36 @@ def main() -> None:
     )  # fmt: skip
     rows = told["rows"]
     keeps = sorted({row["keep"] for row in rows}, reverse=True)
-    found = {(row["method"], row["dropped"], row["positions"], row["keep"]): row for row in rows}
+    found = {(row["method"], row["dropped"], row["positions"], row["device"], row["keep"]): row for row in rows}
     show(
-        ("method", "dropped", "positions", *map(str, keeps)),
-        ((*arm, *(_cell(found.get((*arm, keep))) for keep in keeps)) for arm in sorted({key[:3] for key in found})),
+        ("method", "dropped", "positions", "device", *map(str, keeps)),
+        ((*arm, *(_cell(found.get((*arm, keep))) for keep in keeps)) for arm in sorted({key[:4] for key in found})),
     )
     show(
-        ("dropped", "methods", "Spearman", "Kendall"),
-        ((row["dropped"], str(row["methods"]), *(f"{row[name][0]:.2f} (p = {row[name][1]:.2g})"
+        ("zoo, positions", "dropped", "tokens", *tasks),
+        ((row["positions"], row["dropped"], str(row["keep"]), *(percent(row["accuracy"][task]) for task in tasks))
+         for row in sorted(told["zoo by task"], key=lambda row: (row["positions"], row["dropped"], -row["keep"]))),
+    )  # fmt: skip
+    show(
+        ("positions", "dropped", "methods", "Spearman", "Kendall"),
+        ((row["positions"], row["dropped"], str(row["methods"]), *(f"{row[name][0]:.2f} (p = {row[name][1]:.2g})"
                                                  for name in ("spearman", "kendall")))
          for row in told["order"]),
     )  # fmt: skip
+    show(
+        ("tokens", "positions", "dropped", *(f"{name}, ms" for name in STAGES)),
+        ((str(row["keep"] or "all"), row["positions"], row["dropped"],
+          *(f"{1000 * seconds:,.0f}" for seconds in row["seconds"].values())) for row in told["times"]),
+    )  # fmt: skip
+
+
+def by_device(folders: list[Path]) -> dict[str, list[Path]]:
+    """Return the folders of each device: answers of two differ a little, and are not compared."""
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        device = json.loads((folder / "run.json").read_text())["environment"]["gpu"] or "CPU"
+        found.setdefault(device, []).append(folder)
+    return found
 
 
 def _cell(row: dict[str, Any] | None) -> str:

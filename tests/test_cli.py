@@ -19,11 +19,13 @@ from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import zooprune
+import zooprune.asking
 from zooprune import cli, list_pruners
 from zooprune.bundled import BUNDLED_FOLDER
 from zooprune.cli import terminal
 from zooprune.cli.requests import parse_keep
 from zooprune.evaluation.report import times
+from zooprune.policy import Policy
 from zooprune.pruners import pruner_class
 
 QUESTION = "Is there a dog?"
@@ -177,6 +179,7 @@ def test_json_is_all_that_is_printed(command, photo, tmp_path):
     assert code == 0 and err == ""
     assert result["question"] == QUESTION and result["images"] == [str(photo)]
     assert (result["model"], result["method"], result["keep"]) == ("bundled", "random", 0.25)
+    assert (result["dropped"], result["positions"]) == ("stand in", "auto")
     assert (result["dtype"], result["device"]) == ("float32", "cuda:0" if torch.cuda.is_available() else "cpu")
     assert result["versions"]["zooprune"] == zooprune.__version__ and "torch" in result["versions"]
     assert result["full"]["total"] == sum(result["full"]["seconds"].values())
@@ -185,6 +188,20 @@ def test_json_is_all_that_is_printed(command, photo, tmp_path):
     assert result["full"]["prefill_flops"] > result["pruned"]["prefill_flops"] > 0
     assert set(result["pruned"]["seconds"]) == {"encode", "score", "select", "assign", "prefill", "decode"}
     assert result["picture"] is None and not (tmp_path / "answer.png").exists()
+
+
+def test_positions_are_those_that_were_asked_for(command, photo, monkeypatch):
+    policies = []
+    original = zooprune.asking.ask
+
+    def noted(model, processor, images, question, plan, **options):
+        policies.append(plan.policy)
+        return original(model, processor, images, question, plan, **options)
+
+    monkeypatch.setattr(zooprune.asking, "ask", noted)
+    code, out, _ = command("ask", photo, QUESTION, "--positions", "original", "--dropped", "mean", "--json")
+    assert code == 0 and json.loads(out)["positions"] == "original"
+    assert policies == [Policy(positions="original", dropped="mean")]
 
 
 def test_a_checkpoint_in_a_folder(command, photo, tmp_path, bundled):

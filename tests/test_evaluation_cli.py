@@ -183,6 +183,8 @@ def test_tuning_that_is_broken_off_leaves_an_older_plan_alone(command, tmp_path,
 BAD = {
     "dropped": (["eval", "--dropped", "forget"], "dropped='forget' is not one of discard, mean, mass, stand in"),
     "plan and dropped": (["ask", "--plan", "plan.json", "--dropped", "mean"], "leave out --method"),
+    "plan and positions": (["ask", "--plan", "plan.json", "--positions", "original"], "leave out --method"),
+    "positions": (["ask", "--positions", "new"], "positions='new' is not one of auto, contiguous, original"),
     "method": (["eval", "--method", "zooo"], "did you mean 'zoo'"),
     "keep": (["eval", "--keep", "0"], "at least 1"),
     "task": (["eval", "--task", "counting"], "no task 'counting'"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -26,7 +27,7 @@ from asking import NUMBERS, RELATIONS, TASKS, Asker
 from assemble import build_model, build_processor
 from batches import SINGLE, Examples
 from draw_questions import draw, rows
-from export_model import merge
+from export_model import expand, merge, shrink
 from features import Features
 from kinds import NAMES, find_photographs, new_kinds
 from learner import Learner
@@ -430,6 +431,20 @@ def test_a_model_with_its_lora_merged_answers_like_the_one_that_learnt(photograp
         words = words.masked_scatter((packed.ids == merged.config.image_token_id)[..., None], visual)
         logits = merged(inputs_embeds=words).logits[packed.targets != IGNORED]
     assert torch.nn.functional.cosine_similarity(logits, expected).min() > 0.999
+
+
+def test_adapters_in_eight_bits_are_nearly_what_they_were(tmp_path):
+    learner = Learner(make_model()[0].to(torch.bfloat16))
+    learnt = {name: torch.randn_like(value) for name, value in learner.weights().items()}
+    save_file(shrink(learnt), tmp_path / "adapter.safetensors")
+    found = expand(load_file(tmp_path / "adapter.safetensors"))
+    assert found.keys() == learnt.keys()
+    for name, value in learnt.items():
+        if ".lora_" in name:
+            assert ((found[name] - value).abs() <= 0.501 * value.abs().amax(1, keepdim=True) / 127).all()
+        else:
+            assert torch.equal(found[name], value.to(torch.bfloat16).float())
+    assert shrink(found).keys() == shrink(learnt).keys()
 
 
 def test_the_test_has_every_answer_as_often(folder, photographs):

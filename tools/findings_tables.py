@@ -24,7 +24,8 @@ def main() -> None:
 
 def pages() -> list[tuple[Path, dict[str, str]]]:
     """Return the pages, and the tables of each by name."""
-    return [(PAGE, {dropped: table(dropped) for dropped in POLICIES}), (INSIDE, {"inside": inside_table()})]
+    findings = {dropped: table(dropped) for dropped in POLICIES} | {"photographs": photographs_table()}
+    return [(PAGE, findings), (INSIDE, {"inside": inside_table()})]
 
 
 def filled(path: Path, tables: dict[str, str]) -> str:
@@ -54,6 +55,32 @@ def table(dropped: str) -> str:
         cells = ["" if row is None else _cell(_accuracy(row), (row["against zoo"] or {}).get("all")) for row in found]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def photographs_table() -> str:
+    """Return a line for each method before the language model: drawn scenes, then photographs with two numberings."""
+    columns: list[dict[str, float]] = []
+    for dropped in POLICIES:
+        columns.append({row["method"]: _accuracy(row) for row in _at(_newest("methods"), "auto", dropped)})
+        for positions in ("auto", "original"):
+            columns.append({row["method"]: _accuracy(row) for row in _at(_newest("photos"), positions, dropped)})
+    inside = set(list_pruners("inside the language model"))
+    names = sorted({name for column in columns[1:3] + columns[4:] for name in column} - inside)
+    best = columns[5], columns[4]
+    names.sort(key=lambda name: tuple(-column.get(name, 0) for column in best))
+    lines = ["| method" + " | drawn scenes | photographs | original positions" * 2 + " |", "|---|" + "---:|" * 6]
+    for name in names:
+        cells = (f"{100 * column[name]:.1f}" if name in column else "" for column in columns)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _at(rows: list[dict[str, Any]], positions: str, dropped: str) -> list[dict[str, Any]]:
+    """Return the rows with `KEEP` tokens, of the device that most methods ran on."""
+    wanted = (positions, dropped, KEEP)
+    found = [row for row in rows if (row.get("positions", "auto"), row["dropped"], row["keep"]) == wanted]
+    devices = [row.get("device") for row in found]
+    return [row for row in found if row.get("device") == max(devices, key=devices.count)]
 
 
 def inside_table() -> str:

@@ -3,8 +3,9 @@
     python experiments/real_photos/export_model.py --base runs/real_photos/base --run runs/real_photos/train \
         --out runs/real_photos/model
 
-The averaged weights of the last checkpoint are taken. LoRA is added to the decoder's weights; `adapter.safetensors`
-holds projector and LoRA by themselves, and with --adapter such a file is taken instead of a checkpoint.
+The averaged weights of the last checkpoint are taken, and LoRA is added to the decoder's weights. `adapter.safetensors`
+holds projector and LoRA by themselves, LoRA in eight bits. With --adapter such a file is taken instead of a checkpoint:
+`experiments/real_photos/adapter.safetensors` holds what was learnt for the report.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from learner import ALPHA, RANK
 
-AVERAGE = "average/"
+AVERAGE, SCALE = "average/", ".scale"
 
 
 @torch.no_grad()
@@ -45,6 +46,24 @@ def merge(model: Any, learnt: Mapping[str, Tensor]) -> None:
             weights[name].copy_(value)
 
 
+def shrink(learnt: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return LoRA as int8, with a scale for each row, and all else as bfloat16."""
+    stored = {}
+    for name, value in learnt.items():
+        if ".lora_" in name:
+            scale = value.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+            stored[name], stored[name + SCALE] = (value.float() / scale).round().to(torch.int8), scale
+        else:
+            stored[name] = value.to(torch.bfloat16)
+    return {name: value.contiguous() for name, value in stored.items()}
+
+
+def expand(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights, in float32, of which `shrink` made this."""
+    names = [name for name in stored if not name.endswith(SCALE)]
+    return {name: stored[name].float() * stored.get(name + SCALE, torch.ones(())) for name in names}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="folder of the assembled model")
@@ -54,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     arguments = parser.parse_args()
     if arguments.adapter:
-        learnt = load_file(arguments.adapter)
+        learnt = expand(load_file(arguments.adapter))
     else:
         stored = load_file(arguments.run / "checkpoint.safetensors")
         learnt = {name.removeprefix(AVERAGE): value for name, value in stored.items() if name.startswith(AVERAGE)}
@@ -63,8 +82,7 @@ def main() -> None:
     model.save_pretrained(arguments.out)
     AutoProcessor.from_pretrained(arguments.base, backend="pil").save_pretrained(arguments.out)
     if arguments.run:
-        small = {name: value.to(torch.bfloat16).contiguous() for name, value in learnt.items()}
-        save_file(small, arguments.run / "adapter.safetensors")
+        save_file(shrink(learnt), arguments.run / "adapter.safetensors")
     print(arguments.out)
 
 

@@ -63,7 +63,7 @@ STAGES = (
     Stage("small scenes", side=168, steps=600, sequences=4, questions=14, rate=1e-3, final=0.5),
     Stage("full size", side=336, steps=300, sequences=4, questions=24, rate=5e-4, final=0.0),
     Stage(
-        "many scenes", side=336, steps=900, sequences=16, questions=12, rate=7e-4, final=0.0,
+        "many scenes", side=336, steps=300, sequences=16, questions=12, rate=7e-4, final=0.0,
         stress={"odd": 8, "small": 8, "count": 3, "describe": 0.25}, anew=True,
     ),
 )  # fmt: skip

@@ -72,6 +72,7 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Seed for methods that dra
 Dropped = Annotated[
     str | None, typer.Option(help="What becomes of dropped tokens: discard, mean, mass. Default: 'stand in'.")
 ]
+Positions = Annotated[str | None, typer.Option(help="Positions of kept tokens: auto, contiguous, original.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -107,9 +108,9 @@ def ask(
     keep: Keep = None,
     seed: Seed = None,
     dropped: Dropped = None,
+    positions: Positions = None,
     plan: Annotated[
-        Path | None,
-        typer.Option(help="Use a plan from 'calibrate' or 'tune' instead of --method, --keep, --seed and --dropped."),
+        Path | None, typer.Option(help="Use a plan from 'calibrate' or 'tune' instead of the options for pruning.")
     ] = None,
     save: Annotated[
         Path | None,
@@ -133,9 +134,9 @@ def ask(
         from zooprune.loading import load_model
     check_placement(dtype, device)
     if plan is None:
-        used = make_plan(model, method or "zoo", budget, seed, policy_of(method or "zoo", dropped))
+        used = make_plan(model, method or "zoo", budget, seed, policy_of(method or "zoo", dropped, positions))
     else:
-        used = load_plan(plan, [model], method, keep, seed, dropped)
+        used = load_plan(plan, [model], method, keep, seed, dropped, positions)
     quiet_libraries()
     with waiting(f"loading {model}", quiet=as_json):
         loaded, processor = load_model(model, dtype=dtype, device=device)
@@ -524,7 +525,7 @@ def answer_batch(
     keep: Keep = None,
     seed: Seed = None,
     dropped: Dropped = None,
-    positions: Annotated[str | None, typer.Option(help="Positions of kept tokens: auto, contiguous, original.")] = None,
+    positions: Positions = None,
     scope: Annotated[str | None, typer.Option(help="What a budget is for: image, tile, prompt.")] = None,
     newlines: Annotated[str | None, typer.Option(help="Which row separators are kept: drop, keep, rows.")] = None,
     plan: Annotated[

@@ -129,9 +129,7 @@ def load_plan(path: Path, models: list[str], *others: object) -> Plan:
     from zooprune.plan import Plan
 
     if any(other is not None for other in others):
-        raise ValueError(
-            "--plan says how to prune; leave out --method, --keep, --seed and the options for what is dropped"
-        )
+        raise ValueError("--plan says how to prune; leave out --method, --keep and the other options for pruning")
     plan = Plan.load(path)
     if models != [plan.model]:
         raise ValueError(
@@ -151,12 +149,13 @@ def make_policies(given: dict[str, list[str]]) -> list[Policy]:
     return policies
 
 
-def policy_of(method: str, dropped: str | None) -> Policy:
+def policy_of(method: str, dropped: str | None, positions: str | None) -> Policy:
     """Return the policy of 'ask': kept tokens stand in for dropped ones, unless the method prunes inside the model."""
     from zooprune.pruners import pruner_class
 
     outside = pruner_class(method).where == "before the language model"
-    (policy,) = make_policies({"dropped": [dropped or ("stand in" if outside else "discard")]})
+    given = {"dropped": dropped or ("stand in" if outside else "discard"), "positions": positions or "auto"}
+    (policy,) = make_policies({name: [value] for name, value in given.items()})
     return policy
 
 

@@ -122,6 +122,7 @@ def answers_as_json(
         "keep": used.keep,
         "options": used.options,
         "dropped": used.policy.dropped,
+        "positions": used.policy.positions,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "versions": describe()["versions"],
