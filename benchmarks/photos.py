@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
-from dropped import NONE, POSITIONS, WAYS, figures, read, taken, with_auto
+from dropped import NONE, POSITIONS, WAYS, figures, label, read, taken, with_auto
 from environment import write
+from plotting import figure, save
 from tables import newest, percent, show, span
+from zooprune.evaluation.metrics import arrange, compare
 
 #: With so many tokens methods are ordered.
 KEEP = 64
@@ -125,12 +127,13 @@ def main() -> None:
             "all tokens": by_task(everything, NONE)[0]["accuracy"],
             "blind": json.loads(blind.read_text()),
             "zoo by task": by_task(rows, "zoo"),
+            "gains of zoo": gains(rows),
             "rows": arms,
             "order": orders(arms, newest("methods")["rows"]),
             "times": times(read([arguments.timed])[0]) if arguments.timed else [],
             "timed on": descriptions([arguments.timed]) if arguments.timed else [],
         }
-        print(write("photos", told))
+        print(write("photos", told), draw(told))
     told = newest("photos")
     tasks = told["all tokens"]
     show(
@@ -151,6 +154,11 @@ def main() -> None:
          for row in sorted(told["zoo by task"], key=lambda row: (row["positions"], row["dropped"], -row["keep"]))),
     )  # fmt: skip
     show(
+        ("zoo", "against", "tokens", "difference", "95 %", "p"),
+        ((", ".join(row["way"]), ", ".join(row["against"]), str(row["keep"]), percent(row["difference"], "+"),
+          span(row["interval"], "+"), f"{row['p']:.2g}") for row in told["gains of zoo"]),
+    )  # fmt: skip
+    show(
         ("positions", "dropped", "methods", "Spearman", "Kendall"),
         ((row["positions"], row["dropped"], str(row["methods"]), *(f"{row[name][0]:.2f} (p = {row[name][1]:.2g})"
                                                  for name in ("spearman", "kendall")))
@@ -161,6 +169,41 @@ def main() -> None:
         ((str(row["keep"] or "all"), row["positions"], row["dropped"],
           *(f"{1000 * seconds:,.0f}" for seconds in row["seconds"].values())) for row in told["times"]),
     )  # fmt: skip
+
+
+def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return by how much ZOO-Prune is better in one way than in another, with the interval over scenes."""
+    answers = arrange(row for row in with_auto(rows) if taken(row)[0] in ("zoo", NONE))
+    arms = {(row["method"], row["keep"]) for row in with_auto(rows)}
+    pairs = [(("zoo", positions, "stand in"), ("zoo", positions, "discard")) for positions in POSITIONS]
+    pairs += [(("zoo", "original", dropped), ("zoo", "contiguous", dropped)) for dropped in ("discard", "stand in")]
+    return [
+        {"way": one[1:], "against": other[1:], "keep": keep}
+        | {key: gap[key] for key in ("difference", "interval", "p")}
+        for one, other in pairs
+        for keep in sorted({keep for _, keep in arms if keep}, reverse=True)
+        if {(label(*one), keep), (label(*other), keep)} <= arms
+        for gap in [compare(answers, (label(*one), keep), (label(*other), keep))]
+    ]
+
+
+def draw(told: dict[str, Any]) -> Path:
+    """Draw how ZOO-Prune's accuracy falls with the budget, a panel for each numbering."""
+    shares = [*told["all tokens"].values()]
+    drawn, panels = figure(2)
+    for axes, positions in zip(panels, ("contiguous", "original"), strict=True):
+        for way in ("stand in", "discard"):
+            rows = [row for row in told["zoo by task"] if (row["positions"], row["dropped"]) == (positions, way)]
+            rows.sort(key=lambda row: row["keep"])
+            means = [100 * sum(row["accuracy"].values()) / len(row["accuracy"]) for row in rows]
+            axes.plot([row["keep"] for row in rows], means, marker="o", markersize=3, label=way)
+        axes.axhline(100 * sum(shares) / len(shares), color="grey", linewidth=0.8, label="all 576 tokens")
+        axes.axhline(100 * np.mean([*told["blind"]["removed"].values()]), color="grey", ls=":", label="no image")
+        axes.set(xscale="log", xlabel=f"visual tokens kept, {positions} positions", ylabel="right, %", ylim=(0, 90))
+        axes.set_xticks(ticks := sorted({row["keep"] for row in told["zoo by task"]}), [*map(str, ticks)])
+        axes.minorticks_off()
+        axes.legend(frameon=False, fontsize=7)
+    return save(drawn, "photographs")
 
 
 def by_device(folders: list[Path]) -> dict[str, list[Path]]:

@@ -20,6 +20,7 @@ from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalL
 import draw_questions
 import encode_ahead
 import measure
+import photos
 import probe
 import projector
 import teach
@@ -472,12 +473,40 @@ def test_a_model_is_measured_and_reported(folder, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr("sys.argv", command)
     draw_questions.main()
     command = ["measure", "--model", str(tmp_path / "model"), "--questions", str(tmp_path / "questions")]
-    command += ["--method", "random", "--keep", "16", "--positions", "auto", "--timed", "1"]
-    command += ["--out", str(tmp_path / "results")]
-    monkeypatch.setattr("sys.argv", command)
-    measure.main()
+    command += ["--method", "zoo", "--keep", "16", "--positions", "auto", "--timed", "1"]
+
+    def measured(out: str, *more: str) -> list[dict]:
+        monkeypatch.setattr("sys.argv", [*command, *more, "--out", str(tmp_path / out)])
+        measure.main()
+        return [json.loads(line) for line in (tmp_path / out / "results.jsonl").read_text().splitlines()]
+
+    replies = measured("results")
     assert "images grey" in capsys.readouterr().out
     assert (tmp_path / "results" / "report.html").stat().st_size > 10_000
-    replies = [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
     assert len(replies) == 3 * 2 * len(TASKS)
     assert {row["kept_tokens"] for row in replies if row["method"] != "none"} == {16, 32}
+    parts = [measured(f"part{number}", "--part", f"{number}/3") for number in (1, 2, 3)]
+    asked = sorted((row["id"], row["method"]) for part in parts for row in part)
+    assert asked == sorted((row["id"], row["method"]) for row in replies)
+    assert not (tmp_path / "part1" / "report.html").exists()
+
+    told = {}
+    monkeypatch.setattr(photos, "write", lambda name, figures: told.update({name: figures}))
+    monkeypatch.setattr(photos, "save", lambda drawn, name: name)
+    monkeypatch.setattr(photos, "newest", lambda name: told.get(name, {"rows": []}))
+    runs = [str(tmp_path / name) for name in ("results", "part1", "part2", "part3")]
+    monkeypatch.setattr("sys.argv", ["photos", *runs, "--timed", str(tmp_path / "results")])
+    photos.main()
+    found = told["photos"]
+    assert {row["dropped"] for row in found["rows"]} == {"discard", "stand in"}
+    right = [row["right"] for row in replies if row["method"] == "zoo"]
+    (discarding,) = (row for row in found["rows"] if row["dropped"] == "discard")
+    assert discarding["accuracy"]["all"] == pytest.approx(sum(right) / len(right))
+    assert len(found["times"]) == 3 and all(row["seconds"]["first token"] > 0 for row in found["times"])
+    assert [row["way"] for row in found["gains of zoo"]] == [("auto", "stand in")]
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b"])
+def test_parts_that_do_not_exist_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a part like 2/8"):
+        measure.part(text)
