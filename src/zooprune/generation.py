@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import inspect
 import threading
 import types
@@ -18,6 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from packaging.version import Version
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -459,7 +459,8 @@ def _filled(cache: Any) -> bool:
 
 
 def _check_transformers() -> None:
-    installed = importlib.metadata.version("transformers")
+    # Reading the version of a distribution takes a millisecond, and every session asks.
+    installed = transformers.__version__
     if not Version(OLDEST_TRANSFORMERS) <= Version(installed) < Version(TOO_NEW_TRANSFORMERS):
         wanted = f"transformers>={OLDEST_TRANSFORMERS},<{TOO_NEW_TRANSFORMERS}"
         raise ImportError(f"zooprune does not work with transformers {installed}; run: pip install '{wanted}'")
