@@ -87,11 +87,12 @@ def figures(rows: list[Row]) -> list[dict[str, Any]]:
     arms: dict[tuple[str, int], int] = {}
     for row in rows:
         arms[row["method"], row["keep"]] = arms.get((row["method"], row["keep"]), 0) + 1
-    whole = [row for row in rows if arms[row["method"], row["keep"]] % len(questions) == 0]
+    arms = {arm: count for arm, count in arms.items() if count % len(questions) == 0}
+    whole = [row for row in rows if (row["method"], row["keep"]) in arms]
     answers = {part: arrange(row for row in whole if row["id"] in names) for part, names in parts.items()}
     found = []
-    for (name, keep), count in arms.items():
-        if name == NONE or count % len(questions):
+    for name, keep in arms:
+        if name == NONE:
             continue
         method, positions, dropped = taken({"method": name})
         accuracy = {part: float(np.nanmean(their.right[their.number((name, keep))])) for part, their in answers.items()}

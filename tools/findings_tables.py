@@ -68,7 +68,8 @@ def photographs_table() -> str:
     names = sorted({name for column in columns[1:3] + columns[4:] for name in column} - inside)
     best = columns[5], columns[4]
     names.sort(key=lambda name: tuple(-column.get(name, 0) for column in best))
-    lines = ["| method" + " | drawn scenes | photographs | original positions" * 2 + " |", "|---|" + "---:|" * 6]
+    heads = [f"{dropped}: drawn scenes | photographs | photographs, original positions" for dropped in POLICIES]
+    lines = [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * 6]
     for name in names:
         cells = (f"{100 * column[name]:.1f}" if name in column else "" for column in columns)
         lines.append(f"| {name} | {' | '.join(cells)} |")
