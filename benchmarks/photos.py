@@ -21,6 +21,7 @@ from dropped import NONE, POSITIONS, WAYS, figures, label, read, taken, with_aut
 from environment import write
 from plotting import figure, save
 from tables import newest, percent, show, span
+from zooprune import list_pruners
 from zooprune.evaluation.metrics import arrange, compare
 
 #: With so many tokens methods are ordered.
@@ -58,6 +59,22 @@ def by_task(rows: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
         dict(zip(("method", "positions", "dropped"), taken({"method": name}), strict=True))
         | {"keep": keep, "accuracy": {task: sum(right) / len(right) for task, right in tasks.items()}}
         for (name, keep), tasks in replies.items()
+    ]
+
+
+def touched(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the share of the places that questions need in which each method keeps a token, by task, at `KEEP`."""
+    before = set(list_pruners("before the language model"))
+    counts: dict[str, dict[str, list[int]]] = {}
+    for row in rows:
+        method, _, dropped = taken(row)
+        # Neither positions nor what becomes of dropped tokens change which tokens are kept.
+        if method in before and row["keep"] == KEEP and dropped == "discard" and row["evidence"]:
+            kept, regions = counts.setdefault(method, {}).setdefault(row["task"], [0, 0])
+            counts[method][row["task"]] = [kept + row["evidence"]["kept"], regions + row["evidence"]["regions"]]
+    return [
+        {"method": method, "evidence": {task: kept / regions for task, (kept, regions) in tasks.items()}}
+        for method, tasks in counts.items()
     ]
 
 
@@ -128,6 +145,7 @@ def main() -> None:
             "blind": json.loads(blind.read_text()),
             "zoo by task": by_task(rows, "zoo"),
             "gains of zoo": gains(rows),
+            "places touched": touched(rows),
             "rows": arms,
             "order": orders(arms, newest("methods")["rows"]),
             "times": times(read([arguments.timed])[0]) if arguments.timed else [],
@@ -153,6 +171,10 @@ def main() -> None:
         ((row["positions"], row["dropped"], str(row["keep"]), *(percent(row["accuracy"][task]) for task in tasks))
          for row in sorted(told["zoo by task"], key=lambda row: (row["positions"], row["dropped"], -row["keep"]))),
     )  # fmt: skip
+    show(
+        (f"places touched by {KEEP} tokens", *tasks),
+        ((row["method"], *(percent(row["evidence"][task]) for task in tasks)) for row in told["places touched"]),
+    )
     show(
         ("zoo", "against", "tokens", "difference", "95 %", "p"),
         ((", ".join(row["way"]), ", ".join(row["against"]), str(row["keep"]), percent(row["difference"], "+"),
