@@ -1,6 +1,7 @@
 """Does what the bundled model shows hold on photographs? From finished runs of experiments/real_photos/measure.py.
 
     python benchmarks/photos.py runs/real_photos/results*   # makes photos-*.json and prints the tables
+    python benchmarks/photos.py --add runs/more             # adds to the newest file what it lacks
     python benchmarks/photos.py                             # prints the tables of the newest file
 
 Parts of a run are put together; see --part of measure.py. The figures of the bundled model are those of the newest
@@ -115,49 +116,75 @@ def orders(rows: list[dict[str, Any]], bundled: list[dict[str, Any]]) -> list[di
 
 
 def at(rows: list[dict[str, Any]], positions: str, way: str, keep: int = KEEP) -> dict[str, float]:
-    """Return the accuracy of each method, on the device that most of them ran on."""
+    """Return the accuracy of each method. If it ran on several devices, that with the most methods counts."""
     devices: dict[str, dict[str, float]] = {}
     for row in rows:
         if (row["dropped"], row["keep"], row.get("positions", "auto")) == (way, keep, positions):
             devices.setdefault(row.get("device", ""), {})[row["method"]] = row["accuracy"]["all"]
-    return max(devices.values(), key=len, default={})
+    return {name: share for found in sorted(devices.values(), key=len) for name, share in found.items()}
+
+
+def added(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Return earlier figures, and of later ones what those lack."""
+    told = dict(earlier)
+    for key in ("runs", "zoo by task", "gains of zoo", "places touched", "rows"):
+        known = {_named(row) for row in earlier[key]}
+        told[key] = earlier[key] + [row for row in later[key] if _named(row) not in known]
+    told["all tokens"] = earlier["all tokens"] | {
+        device: shares for device, shares in later["all tokens"].items() if device not in earlier["all tokens"]
+    }
+    return told
+
+
+def _named(row: dict[str, Any]) -> str:
+    """Return what a figure is of."""
+    measured = ("accuracy", "difference", "interval", "p", "evidence", "against zoo", "against discarding")
+    return json.dumps({key: value for key, value in row.items() if key not in measured}, sort_keys=True)
+
+
+def told_by(folders: list[Path], timed: Path | None) -> dict[str, Any]:
+    """Return all figures of finished runs."""
+    rows, _ = read(folders)
+    everything = [row for row in rows if row["method"] == NONE]
+    arms, unpruned = [], {}
+    for device, some in by_device(folders).items():
+        here, _ = read(some)
+        pruned = [row for row in here if row["method"] != NONE]
+        arms += [arm | {"device": device} for arm in figures(with_auto([*everything, *pruned]))]
+        if whole := by_task(here, NONE):
+            unpruned[device] = whole[0]["accuracy"]
+    return {
+        "runs": descriptions(folders),
+        "all tokens": unpruned,
+        "blind": next((json.loads(path.read_text()) for one in folders if (path := one / "blind.json").exists()), {}),
+        "zoo by task": by_task(rows, "zoo"),
+        "gains of zoo": gains(rows),
+        "places touched": touched(rows),
+        "rows": arms,
+        "times": times(read([timed])[0]) if timed else [],
+        "timed on": descriptions([timed]) if timed else [],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", help="folders of finished runs")
     parser.add_argument("--timed", type=Path, help="folder of a run whose questions were timed one by one")
+    parser.add_argument("--add", action="store_true", help="keep the newest file's figures and add what they lack")
     arguments = parser.parse_args()
     if arguments.runs:
-        blind = next(path for folder in arguments.runs if (path := folder / "blind.json").exists())
-        rows, _ = read(arguments.runs)
-        everything = [row for row in rows if row["method"] == NONE]
-        arms = []
-        for device, folders in by_device(arguments.runs).items():
-            some, _ = read(folders)
-            arms += [
-                arm | {"device": device}
-                for arm in figures(with_auto([*everything, *(row for row in some if row["method"] != NONE)]))
-            ]
-        told = {
-            "runs": descriptions(arguments.runs),
-            "all tokens": by_task(everything, NONE)[0]["accuracy"],
-            "blind": json.loads(blind.read_text()),
-            "zoo by task": by_task(rows, "zoo"),
-            "gains of zoo": gains(rows),
-            "places touched": touched(rows),
-            "rows": arms,
-            "order": orders(arms, newest("methods")["rows"]),
-            "times": times(read([arguments.timed])[0]) if arguments.timed else [],
-            "timed on": descriptions([arguments.timed]) if arguments.timed else [],
-        }
+        told = told_by(arguments.runs, arguments.timed)
+        if arguments.add:
+            told = added(newest("photos"), told)
+        told["order"] = orders(told["rows"], newest("methods")["rows"])
         print(write("photos", told), draw(told))
     told = newest("photos")
-    tasks = told["all tokens"]
+    unpruned = told["all tokens"]
+    tasks = next(iter(unpruned.values()))
     show(
         ("images", *tasks, "mean"),
         ((name, *(percent(shares[task]) for task in tasks), percent(sum(shares.values()) / len(shares)))
-         for name, shares in {"all tokens": tasks, **told["blind"]}.items()),
+         for name, shares in (unpruned | told["blind"]).items()),
     )  # fmt: skip
     rows = told["rows"]
     keeps = sorted({row["keep"] for row in rows}, reverse=True)
@@ -211,7 +238,7 @@ def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def draw(told: dict[str, Any]) -> Path:
     """Draw how ZOO-Prune's accuracy falls with the budget, a panel for each numbering."""
-    shares = [*told["all tokens"].values()]
+    shares = [*next(iter(told["all tokens"].values())).values()]
     drawn, panels = figure(2)
     for axes, positions in zip(panels, ("contiguous", "original"), strict=True):
         for way in ("stand in", "discard"):

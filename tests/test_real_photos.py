@@ -504,6 +504,26 @@ def test_a_model_is_measured_and_reported(folder, tmp_path, monkeypatch, capsys)
     assert discarding["accuracy"]["all"] == pytest.approx(sum(right) / len(right))
     assert len(found["times"]) == 3 and all(row["seconds"]["first token"] > 0 for row in found["times"])
     assert [row["way"] for row in found["gains of zoo"]] == [("auto", "stand in")]
+    monkeypatch.setattr("sys.argv", ["photos", "--add", *runs])
+    photos.main()
+    assert told["photos"] == found
+
+
+def test_later_figures_fill_gaps_of_earlier_ones():
+    def figures(device, **shares):
+        rows = [
+            {"method": method, "positions": "auto", "dropped": "discard", "keep": 64}
+            | {"device": device, "accuracy": {"all": share}, "against zoo": {}}
+            for method, share in shares.items()
+        ]
+        lists: dict = {key: [] for key in ("runs", "zoo by task", "gains of zoo", "places touched")}
+        return lists | {"all tokens": {device: {}}, "rows": rows}
+
+    told = photos.added(figures("H200", zoo=0.5, grid=0.4), figures("CPU", zoo=0.6))
+    told = photos.added(told, figures("CPU", zoo=0.9, eadp=0.3))
+    assert [row["accuracy"]["all"] for row in told["rows"]] == [0.5, 0.4, 0.6, 0.3]
+    assert [*told["all tokens"]] == ["H200", "CPU"]
+    assert photos.at(told["rows"][:3], "auto", "discard") == {"zoo": 0.5, "grid": 0.4}
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b"])

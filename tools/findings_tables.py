@@ -77,11 +77,12 @@ def photographs_table() -> str:
 
 
 def _at(rows: list[dict[str, Any]], positions: str, dropped: str) -> list[dict[str, Any]]:
-    """Return the rows with `KEEP` tokens, of the device that most methods ran on."""
-    wanted = (positions, dropped, KEEP)
-    found = [row for row in rows if (row.get("positions", "auto"), row["dropped"], row["keep"]) == wanted]
-    devices = [row.get("device") for row in found]
-    return [row for row in found if row.get("device") == max(devices, key=devices.count)]
+    """Return each method's row with `KEEP` tokens. Of several, that of the device with the most methods counts."""
+    devices: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if (row.get("positions", "auto"), row["dropped"], row["keep"]) == (positions, dropped, KEEP):
+            devices.setdefault(row.get("device", ""), {})[row["method"]] = row
+    return [*{name: row for found in sorted(devices.values(), key=len) for name, row in found.items()}.values()]
 
 
 def inside_table() -> str:
