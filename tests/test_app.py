@@ -51,7 +51,7 @@ def noise(name: str, seed: int) -> Picture:
 
 
 def test_a_link_restores_the_settings():
-    settings = Settings("bundled", "what is left & right?", "divprune", "zoo", 17, "discard", "sign-0")
+    settings = Settings("bundled", "what is left & right?", "divprune", "zoo", 17, "discard", "original", "sign-0")
     link = dict(pair.split("=") for pair in settings.query().replace("+", " ").replace("%3F", "?").split("&"))
     link["question"] = link["question"].replace("%26", "&")
     assert Settings.of_query(link, SETTINGS) == settings
@@ -68,6 +68,7 @@ def test_a_link_restores_the_settings():
         ({"method": "zooo"}, "unknown method 'zooo'; did you mean 'zoo'?"),
         ({"method": "none"}, "method none keeps all tokens"),
         ({"dropped": "eaten"}, "dropped='eaten' is not one of"),
+        ({"positions": "lost"}, "positions='lost' is not one of auto, contiguous, original"),
         ({"question": " "}, "there is no question; write one"),
         ({"question": "a" * (MAX_QUESTION + 1)}, "shorten it to 2000"),
     ],
@@ -118,6 +119,12 @@ def test_a_look_keeps_what_ask_keeps_and_answers_the_same(bench):
         assert bench.answer(settings, EXAMPLE.pictures, choice.plan).text == asked.pruned.text
     assert bench.answer(settings, EXAMPLE.pictures, None).text == asked.full.text
     assert look.most == 576
+
+
+def test_the_plan_has_the_chosen_policy(bench):
+    settings = dataclasses.replace(SETTINGS, positions="original", dropped="discard")
+    (plan,) = bench.plans(settings)
+    assert (plan.policy.positions, plan.policy.dropped) == ("original", "discard")
 
 
 def test_another_budget_neither_encodes_again_nor_asks_the_language_model(bench, monkeypatch):

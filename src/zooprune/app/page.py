@@ -42,6 +42,11 @@ _DROPPED = [
     ("Kept tokens count more often", "mass"),
     ("They are discarded, as published", "discard"),
 ]
+_POSITIONS = [
+    ("The model's default", "auto"),
+    ("Numbered anew, without gaps", "contiguous"),
+    ("As before pruning", "original"),
+]
 _INTRODUCTION = (
     "# zooprune\n"
     "A vision-language model turns a picture into visual tokens. A pruning method keeps some of them, and the model "
@@ -141,6 +146,7 @@ def build(bench: Workbench, name: str, *, choose_model: bool) -> gr.Blocks:
                     against = gr.Dropdown(_with_none(methods), value="", label="Compare with", min_width=140)
                 keep = gr.Slider(1, 576, begin.keep, step=1, label="Visual tokens to keep")
                 dropped = gr.Dropdown(_DROPPED, value=begin.dropped, label="Dropped tokens")
+                positions = gr.Dropdown(_POSITIONS, value=begin.positions, label="Positions of kept tokens")
                 ask = gr.Button("Answer", variant="primary", elem_id="answer")
                 if choose_model:
                     with gr.Accordion("Model", open=False):
@@ -155,10 +161,11 @@ def build(bench: Workbench, name: str, *, choose_model: bool) -> gr.Blocks:
                     png = gr.Button("Download picture (PNG)", size="sm")
                     record = gr.Button("Download settings and results (JSON)", size="sm")
                 file = gr.Textbox(visible="hidden", label="Download")
-        set_ = [model, example, files, question, method, against, keep, dropped, answers]
-        fields = [example, question, method, against, dropped]
+        set_ = [model, example, files, question, method, against, keep, dropped, positions, answers]
+        fields = [example, question, method, against, dropped, positions]
         drawn = [now, view, keep]
-        gr.on([keep.input, method.input, against.input, dropped.input], does.redraw, set_, [now, view], **at_once)
+        redrawing = [keep.input, method.input, against.input, dropped.input, positions.input]
+        gr.on(redrawing, does.redraw, set_, [now, view], **at_once)
         looks: list[Callable[..., Any]] = [question.blur]
         looks.append(files.upload(lambda: "", None, example, **at_once).then)
         looks.append(gr.on([files.clear, files.delete], lambda: "", None, example, **at_once).then)
@@ -272,10 +279,10 @@ class _Does:
             told = _told(error)
         chosen = settings.question, settings.method, settings.against
         now, view, most = self._looked(
-            settings.model, settings.example, None, *chosen, settings.keep, settings.dropped, {}
+            settings.model, settings.example, None, *chosen, settings.keep, settings.dropped, settings.positions, {}
         )
         keep = gr.Slider(maximum=max(most, settings.keep), value=settings.keep)
-        return told or now, view, keep, settings.example, *chosen, settings.dropped
+        return told or now, view, keep, settings.example, *chosen, settings.dropped, settings.positions
 
     def _looked(self, *values: Any) -> tuple[str, str, int]:
         """Return what is going on, what to show, and the most tokens of a picture, 0 if that is not known."""
@@ -303,10 +310,10 @@ class _Does:
 
 def _read(
     model: str, example: str, files: Sequence[str] | None, question: str, method: str, against: str, keep: float,
-    dropped: Any, answers: dict[str, Answer],
+    dropped: Any, positions: Any, answers: dict[str, Answer],
 ) -> tuple[Settings, tuple[Picture, ...], dict[str, Answer]]:  # fmt: skip
     """Return what the controls are set to."""
-    settings = Settings(model, question, method, against, int(keep), dropped, "" if files else example)
+    settings = Settings(model, question, method, against, int(keep), dropped, positions, "" if files else example)
     pictures = read_pictures(files) if files else load_example(example).pictures if example else ()
     return settings, pictures, answers
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from urllib.parse import urlencode
 
-from zooprune.policy import Dropped, Policy
+from zooprune.policy import Dropped, Policy, Positions
 from zooprune.pruners import UNPRUNED, get_pruner
 
 #: The longest question that is taken, in characters.
@@ -29,6 +29,8 @@ class Settings:
         Visual tokens per picture.
     dropped : {"discard", "mean", "mass", "stand in"}
         What becomes of dropped tokens.
+    positions : {"auto", "contiguous", "original"}
+        How kept tokens are numbered.
     example : str
         The example that the pictures are from; empty if they are the visitor's own.
 
@@ -44,6 +46,7 @@ class Settings:
     against: str = ""
     keep: int = 64
     dropped: Dropped = "stand in"
+    positions: Positions = "auto"
     example: str = ""
 
     def __post_init__(self) -> None:
@@ -55,12 +58,17 @@ class Settings:
             if method == UNPRUNED:
                 raise ValueError(f"method {UNPRUNED} keeps all tokens, which are shown anyway; choose another method")
             get_pruner(method, keep=self.keep)
-        Policy(dropped=self.dropped)
+        _ = self.policy
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods to compare, one or two."""
         return tuple(dict.fromkeys(name for name in (self.method, self.against) if name))
+
+    @property
+    def policy(self) -> Policy:
+        """How to prune, apart from the choice itself."""
+        return Policy(dropped=self.dropped, positions=self.positions)
 
     def query(self) -> str:
         """Return the part of a link behind the question mark."""

@@ -22,7 +22,6 @@ from zooprune.evaluation.gallery import choose
 from zooprune.families import find_family
 from zooprune.loading import load_model, load_skeleton, model_version
 from zooprune.plan import Plan
-from zooprune.policy import Policy
 from zooprune.prefill import prefill
 from zooprune.prompting import build_inputs, seen_images
 from zooprune.pruners import UNPRUNED
@@ -257,11 +256,11 @@ class Workbench:
         ValueError
             If the model cannot host a method.
         """
-        loaded, policy, plans = self.load(settings.model), Policy(dropped=settings.dropped), []
+        loaded, plans = self.load(settings.model), []
         for method in settings.methods:
             hosted, _ = choose(loaded.model, [method], settings.keep, 0)
             options = asdict(hosted[-1])
-            plans.append(Plan(settings.model, method, options.pop("keep"), options, policy))
+            plans.append(Plan(settings.model, method, options.pop("keep"), options, settings.policy))
         return tuple(plans)
 
     def facts(self, settings: Settings) -> dict[str, str]:
