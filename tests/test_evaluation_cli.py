@@ -137,14 +137,16 @@ def test_eval_compares_what_becomes_of_dropped_tokens(command, photo, tmp_path):
     )  # fmt: skip
 
 
-def test_a_calibrated_plan_says_what_becomes_of_dropped_tokens(command, photo, tmp_path):  # noqa: F811
+def test_a_calibrated_plan_has_the_policy_it_was_certified_with(command, photo, tmp_path):  # noqa: F811
     rows = [{"image": "photo.jpg", "question": f"is there a {word}?", "cluster": word} for word in ("car", "dog")]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     arguments = ("--keep", "575", "--keep-quality", "0.2", "--dropped", "stand in", "--out", "plan.json")
-    assert command("calibrate", "--data", "mine.jsonl", *arguments)[0] == 0
-    assert json.loads((tmp_path / "plan.json").read_text())["dropped"] == "stand in"
+    assert command("calibrate", "--data", "mine.jsonl", "--positions", "original", *arguments)[0] == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert (plan["dropped"], plan["positions"]) == ("stand in", "original")
     code, out, _ = command("ask", "photo.jpg", "is there a dog?", "--plan", "plan.json", "--json")
-    assert code == 0 and json.loads(out)["dropped"] == "stand in"
+    told = json.loads(out)
+    assert code == 0 and (told["dropped"], told["positions"]) == ("stand in", "original")
 
 
 TUNE = ("tune", "--method", "vflowopt", "--keep", "64", "--limit", "3", "--trials", "2")
@@ -209,6 +211,10 @@ EARLY = {
     "quality of calibrate": (["calibrate", "--data", "bundled", "--keep-quality", "99"], "not between 0 and 1"),
     "method of calibrate": (["calibrate", "--data", "bundled", "--method", "zooo"], "did you mean 'zoo'"),
     "budgets of calibrate": (["calibrate", "--data", "bundled", "--keep", "9", "--keep", "0.5"], "all shares"),
+    "positions of calibrate": (
+        ["calibrate", "--data", "bundled", "--positions", "lost"],
+        "positions='lost' is not one",
+    ),
     "method of tune": (["tune", "--method", "zoo", "--keep", "9"], "zoo has no options that depend"),
     "device of tune": (["tune", "--method", "vflowopt", "--keep", "9", "--device", "toaster"], "use auto"),
 }

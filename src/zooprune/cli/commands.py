@@ -399,6 +399,7 @@ def calibrate(
     dropped: Annotated[
         str, typer.Option(help="What becomes of dropped tokens: discard, mean, mass or 'stand in'.")
     ] = "discard",
+    positions: Positions = None,
     batch: BatchSize = 8,
     max_new_tokens: AnswerLength = 64,
     out: Annotated[Path, typer.Option(help="File to write the plan to.")] = Path("plan.json"),
@@ -408,7 +409,7 @@ def calibrate(
 ) -> None:
     """Find the smallest budget that keeps a model's answers to your questions, with 95 % confidence."""
     check_writable(out, "--out")
-    (policy,) = make_policies({"dropped": [dropped]})
+    (policy,) = make_policies({"dropped": [dropped], "positions": [positions or "auto"]})
     budgets = [parse_keep(each) for each in keep or ()]
     with waiting("loading torch and transformers", quiet=as_json):
         from zooprune.data.examples import load_examples
