@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +223,11 @@ def main() -> None:
 
 def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return by how much ZOO-Prune is better in one way than in another, with the interval over scenes."""
-    answers = arrange(row for row in with_auto(rows) if taken(row)[0] in ("zoo", NONE))
-    arms = {(row["method"], row["keep"]) for row in with_auto(rows)}
+    rows = [row for row in with_auto(rows) if taken(row)[0] in ("zoo", NONE)]
+    asked = Counter((row["method"], row["keep"]) for row in rows)
+    # A way that only some questions were asked in has no figure.
+    arms = {arm for arm, count in asked.items() if count == asked[NONE, None]}
+    answers = arrange(row for row in rows if (row["method"], row["keep"]) in arms)
     pairs = [(("zoo", positions, "stand in"), ("zoo", positions, "discard")) for positions in POSITIONS]
     pairs += [(("zoo", "original", dropped), ("zoo", "contiguous", dropped)) for dropped in ("discard", "stand in")]
     return [

@@ -526,6 +526,33 @@ def test_later_figures_fill_gaps_of_earlier_ones():
     assert photos.at(told["rows"][:3], "auto", "discard") == {"zoo": 0.5, "grid": 0.4}
 
 
+def test_a_way_that_only_some_questions_were_asked_in_has_no_gain():
+    def rows(method, right):
+        return [
+            {
+                "method": method,
+                "keep": None if method == "none" else 16,
+                "seed": None,
+                "right": each,
+                "reply": "",
+                "answers": [],
+            }
+            | {"id": str(number), "scenes": [number], "task": "what", "images": ["a"] * (1 + number // 2)}
+            for number, each in enumerate(right)
+        ]
+
+    asked = [
+        *rows("none", [True] * 4),
+        *rows("zoo(positions=original)", [True, False, False, False]),
+        *rows("zoo(positions=original, dropped=stand in)", [True, True, False, False]),
+        *rows("zoo(positions=contiguous)", [True, True]),
+    ]
+    (gain,) = (row for row in photos.gains(asked) if row["way"] == ("original", "stand in"))
+    assert gain["difference"] == pytest.approx(1 / 4)
+    # Two of four questions were asked with contiguous positions, so "auto" has them and the others of "original".
+    assert not any("contiguous" in row["way"] or "contiguous" in row["against"] for row in photos.gains(asked))
+
+
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b"])
 def test_parts_that_do_not_exist_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="is not a part like 2/8"):

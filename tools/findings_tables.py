@@ -24,7 +24,8 @@ def main() -> None:
 
 def pages() -> list[tuple[Path, dict[str, str]]]:
     """Return the pages, and the tables of each by name."""
-    findings = {dropped: table(dropped) for dropped in POLICIES} | {"photographs": photographs_table()}
+    findings = {dropped: table(dropped) for dropped in POLICIES}
+    findings |= {"photographs": photographs_table(), "photographs, budgets": photographs_budgets()}
     return [(PAGE, findings), (INSIDE, {"inside": inside_table()})]
 
 
@@ -76,11 +77,24 @@ def photographs_table() -> str:
     return "\n".join(lines)
 
 
-def _at(rows: list[dict[str, Any]], positions: str, dropped: str) -> list[dict[str, Any]]:
-    """Return each method's row with `KEEP` tokens. Of several, that of the device with the most methods counts."""
+def photographs_budgets() -> str:
+    """Return a line for each method that was measured at all budgets, with original positions and standing in."""
+    rows = _newest("photos")
+    columns = {keep: {row["method"]: row for row in _at(rows, "original", "stand in", keep)} for keep in BUDGETS}
+    columns = {keep: column for keep, column in columns.items() if len(column) > 1}
+    names = [name for name in columns[KEEP] if all(name in column for column in columns.values())]
+    lines = [f"| method | {' | '.join(map(str, columns))} |", "|---|" + "---|" * len(columns)]
+    for name in sorted(names, key=lambda name: (-_accuracy(columns[KEEP][name]), name)):
+        cells = (_cell(_accuracy(row[name]), (row[name]["against zoo"] or {}).get("all")) for row in columns.values())
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _at(rows: list[dict[str, Any]], positions: str, dropped: str, keep: int = KEEP) -> list[dict[str, Any]]:
+    """Return each method's row of a column. Of several, that of the device with the most methods counts."""
     devices: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
-        if (row.get("positions", "auto"), row["dropped"], row["keep"]) == (positions, dropped, KEEP):
+        if (row.get("positions", "auto"), row["dropped"], row["keep"]) == (positions, dropped, keep):
             devices.setdefault(row.get("device", ""), {})[row["method"]] = row
     return [*{name: row for found in sorted(devices.values(), key=len) for name, row in found.items()}.values()]
 
