@@ -78,14 +78,15 @@ def photographs_table() -> str:
 
 
 def photographs_budgets() -> str:
-    """Return a line for each method that was measured at all budgets, with original positions and standing in."""
+    """Return a line for each method that was measured at several budgets, with original positions and standing in."""
     rows = _newest("photos")
     columns = {keep: {row["method"]: row for row in _at(rows, "original", "stand in", keep)} for keep in BUDGETS}
     columns = {keep: column for keep, column in columns.items() if len(column) > 1}
-    names = [name for name in columns[KEEP] if all(name in column for column in columns.values())]
+    names = [name for name in columns[KEEP] if sum(name in column for column in columns.values()) > 1]
     lines = [f"| method | {' | '.join(map(str, columns))} |", "|---|" + "---|" * len(columns)]
     for name in sorted(names, key=lambda name: (-_accuracy(columns[KEEP][name]), name)):
-        cells = (_cell(_accuracy(row[name]), (row[name]["against zoo"] or {}).get("all")) for row in columns.values())
+        found = [column.get(name) for column in columns.values()]
+        cells = ["" if row is None else _cell(_accuracy(row), (row["against zoo"] or {}).get("all")) for row in found]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
