@@ -173,6 +173,8 @@ def main() -> None:
     parser.add_argument("--timed", type=Path, help="folder of a run whose questions were timed one by one")
     parser.add_argument("--add", action="store_true", help="keep the newest file's figures and add what they lack")
     arguments = parser.parse_args()
+    if arguments.add and arguments.timed:
+        parser.error("--add keeps the times of the newest file; leave out --timed")
     if arguments.runs:
         told = told_by(arguments.runs, arguments.timed)
         if arguments.add:
